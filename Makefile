@@ -1,0 +1,38 @@
+# What people do daily. `make demo` and `make test` work on a machine with only Python 3.11, make and a C
+# compiler: they make .venv and install into it first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint format test-mutants clean
+
+install: .venv/installed
+
+# One pip command with the constraints file: a bare range could bring a CUDA build of several GB.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Slow (hours): changes the maths one token at a time and runs the tests against each change.
+test-mutants: install
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+
+clean:
+	rm -rf .venv mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

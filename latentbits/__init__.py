@@ -1,0 +1,57 @@
+"""Deep generative models whose latent variables are bits and whose prior is a Boltzmann machine.
+
+.. code-block:: python
+
+    import latentbits as lb
+
+    run = lb.train(lb.recipes.digits(), run="runs/digits")
+    model = lb.load("runs/digits")
+    images = model.sample(64, gibbs_steps=1000)
+"""
+
+from . import recipes
+from .anneal import AISEstimate, adaptive_schedule, ais, linear_schedule, raise_log_prob
+from .config import Config
+from .data import DataError, Splits
+from .data import load as load_data
+from .evaluate import Counts, Evaluation, evaluate
+from .fused import bernoulli
+from .gibbs import gibbs, random_bits
+from .model import LatentModel
+from .objectives import Signal, resample, vimco, wake
+from .rbm import RBM, BernoulliPrior
+from .runs import Run, RunError, load
+from .train import TrainingError, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RBM",
+    "AISEstimate",
+    "BernoulliPrior",
+    "Config",
+    "Counts",
+    "DataError",
+    "Evaluation",
+    "LatentModel",
+    "Run",
+    "RunError",
+    "Signal",
+    "Splits",
+    "TrainingError",
+    "adaptive_schedule",
+    "ais",
+    "bernoulli",
+    "evaluate",
+    "gibbs",
+    "linear_schedule",
+    "load",
+    "load_data",
+    "raise_log_prob",
+    "random_bits",
+    "recipes",
+    "resample",
+    "train",
+    "vimco",
+    "wake",
+]

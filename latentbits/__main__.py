@@ -1,0 +1,7 @@
+"""``python -m latentbits``, for launchers such as torchrun."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,148 @@
+"""Configuration of a run: typed, validated, and the one place where each default stands.
+
+A recipe (:mod:`latentbits.recipes`) returns a full :class:`Config`; the run folder keeps it as
+``config.json``. Values that an experiment sets have their reasons in the recipe.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """What to train on."""
+
+    name: Literal["digits", "binarized-mnist"] = Field("digits", description="data set; see `latentbits data`")
+
+
+class ModelConfig(Section):
+    """Sizes of the networks and of the prior."""
+
+    network: Literal["mlp", "none"] = Field(
+        "mlp", description="encoder and decoder; none trains the prior on the data itself"
+    )
+    layers: tuple[int, ...] = Field(
+        (200, 200, 100, 100), description="hidden layers of the encoder; the decoder mirrors them"
+    )
+    activation: Literal["elu", "relu", "leaky-relu"] = Field("elu", description="between layers")
+    latent: int = Field(200, ge=1, description="latent bits M, the RBM's visible layer")
+    prior: Literal["rbm", "bernoulli"] = Field("rbm", description="RBM, or independent bits (an ablation)")
+    hidden: int = Field(400, ge=1, description="hidden bits H of the RBM")
+
+    @model_validator(mode="after")
+    def _layers_are_positive(self) -> "ModelConfig":
+        if any(width < 1 for width in self.layers):
+            raise ValueError(f"layers: widths must be at least 1, got {self.layers}")
+        return self
+
+
+class AutoencoderConfig(Section):
+    """Stage 1: encoder and decoder as an autoencoder with soft bits. Skipped if epochs is 0."""
+
+    epochs: int = Field(20, ge=0)
+    batch_size: int = Field(100, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
+    decay: float = Field(0.5, ge=0, le=1, description="last share of the epochs, in which the rate falls to 0")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability that a soft bit is set to 0")
+    conversion: Literal["calibrated", "literal"] = Field(
+        "calibrated",
+        description="calibrated: noise U(0, 1) and logits scaled by the best of `scales`; literal: Eq. 3 as "
+        "printed, noise U(-0.5, 0.5) and no scale",
+    )
+    scales: tuple[float, ...] = Field(
+        (1.0, 1.5, 2.0, 3.0, 4.0), description="candidates for the logits' scale, chosen on validation data"
+    )
+
+    @model_validator(mode="after")
+    def _scales_are_positive(self) -> "AutoencoderConfig":
+        if not self.scales or any(scale <= 0 for scale in self.scales):
+            raise ValueError(f"scales: expected one or more positive numbers, got {self.scales}")
+        return self
+
+
+class RBMConfig(Section):
+    """Stage 2: the prior on bits drawn from the posterior. Skipped if both numbers of epochs are 0."""
+
+    cd_epochs: int = Field(10, ge=0, description="epochs of contrastive divergence")
+    cd_steps: int = Field(25, ge=1, description="CD steps rise from 1 to this")
+    pcd_epochs: int = Field(10, ge=0, description="epochs of persistent contrastive divergence after that")
+    pcd_steps: int = Field(25, ge=1, description="Gibbs steps between updates")
+    chains: int = Field(500, ge=1, description="persistent chains")
+    batch_size: int = Field(100, ge=1)
+    learning_rate: float = Field(0.05, gt=0, description="of SGD")
+    momentum: float = Field(0.5, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, description="of the weights, not the biases")
+    decay: float = Field(0.5, ge=0, le=1, description="last share of the epochs, in which the rate falls to 0")
+
+    @property
+    def epochs(self) -> int:
+        return self.cd_epochs + self.pcd_epochs
+
+
+class JointConfig(Section):
+    """Stage 3: encoder, decoder and prior together. Skipped if epochs is 0."""
+
+    objective: Literal["vimco", "crws"] = Field("vimco", description="VIMCO or contrastive reweighted wake-sleep")
+    samples: int = Field(50, ge=2, description="posterior samples K for each datum")
+    backward_samples: int = Field(
+        4, ge=0, description="of the K, resampled by weight for the backward pass (unbiased); 0 carries all K"
+    )
+    epochs: int = Field(30, ge=0)
+    batch_size: int = Field(100, ge=1)
+    optimizer: Literal["adam", "adamax"] = Field("adam", description="of encoder and decoder")
+    encoder_learning_rate: float = Field(5e-4, gt=0)
+    decoder_learning_rate: float = Field(5e-4, gt=0)
+    prior_learning_rate: float = Field(1e-3, gt=0, description="of SGD")
+    decay: float = Field(0.5, ge=0, le=1, description="last share of the epochs, in which the rates fall to 0")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, of the networks' weight matrices")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the data bits that the encoder sees (not the decoder's)")
+    chains: int = Field(1000, ge=1, description="persistent chains for the negative phase")
+    gibbs_steps: int = Field(5, ge=1, description="Gibbs steps between updates")
+    average: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights that is evaluated; 0 is none",
+    )
+    products: Literal["float32", "bfloat16"] = Field(
+        "float32", description="operands of matrix products on the CPU; sums are in float32"
+    )
+
+
+class ValidationConfig(Section):
+    """The quick estimate after an epoch, for choosing weights; `latentbits evaluate` does the careful one."""
+
+    every: int = Field(1, ge=1, description="epochs between validations")
+    images: int = Field(2000, ge=1, description="first images of the validation split")
+    samples: int = Field(100, ge=1, description="K of the bound")
+    ais_chains: int = Field(500, ge=2)
+    ais_temperatures: int = Field(1000, ge=1)
+
+
+class Config(Section):
+    """Everything that determines a training run."""
+
+    recipe: str = Field("custom", description="name of the recipe that this started from")
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    rbm: RBMConfig = RBMConfig()
+    joint: JointConfig = JointConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+    @model_validator(mode="after")
+    def _stages_fit_the_model(self) -> "Config":
+        if self.model.network == "none":
+            if self.autoencoder.epochs or self.joint.epochs:
+                raise ValueError(
+                    "model.network=none has nothing to train in stages 1 and 3: set autoencoder.epochs=0 "
+                    "and joint.epochs=0"
+                )
+            if self.model.prior != "rbm":
+                raise ValueError("model.network=none needs model.prior=rbm")
+        return self

@@ -1,0 +1,242 @@
+"""Named data sets of binary images, checked and split.
+
+``digits``: scikit-learn's 1,797 grey 8x8 digits with 17 levels, binarized by ``level >= 8``; a fixed
+permutation gives 1,197 training, 300 validation and 300 test images.
+
+``binarized-mnist``: statically binarized MNIST (Larochelle & Murray 2011), 50,000 / 10,000 / 10,000 images
+of 28x28 bits, from the three published text files. They are found in a folder (plain or gzipped) or
+downloaded, verified by their published SHA-256, and kept bit-packed in the user's cache, which is
+``LATENTBITS_CACHE`` if that is set.
+"""
+
+import gzip
+import hashlib
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pooch
+import torch
+from torch import Tensor
+
+from .rbm import clamp_means
+
+
+class DataError(ValueError):
+    """Data that are missing, damaged or of the wrong form; the message says what to do."""
+
+
+class Splits(NamedTuple):
+    """A data set.
+
+    Attributes:
+        name: Its name.
+        train: Training data, uint8 in {0, 1}, with shape (N, D).
+        valid: Validation data, likewise.
+        test: Test data, likewise.
+        shape: Height and width of an image.
+        checksum: SHA-256 of the three splits, bit-packed.
+    """
+
+    name: str
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+    shape: tuple[int, int]
+    checksum: str
+
+    @property
+    def dimensions(self) -> int:
+        return self.train.shape[1]
+
+    def mean_logits(self) -> Tensor:
+        """Log-odds of the training data's bit means, with shape (D,), finite by clamping the means."""
+        return torch.logit(clamp_means(self.train.double().mean(0), len(self.train))).float()
+
+
+class AmatFile(NamedTuple):
+    """A published text file: one image a line, bits separated by blanks."""
+
+    name: str
+    rows: int
+    sha256: str
+
+    @property
+    def size(self) -> int:
+        return self.rows * 2 * _MNIST_DIMENSIONS
+
+    @property
+    def url(self) -> str:
+        return f"http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/{self.name}"
+
+
+_MNIST_DIMENSIONS = 784
+MNIST_FILES = {
+    "train": AmatFile(
+        "binarized_mnist_train.amat",
+        50_000,
+        "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+    ),
+    "valid": AmatFile(
+        "binarized_mnist_valid.amat",
+        10_000,
+        "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+    ),
+    "test": AmatFile(
+        "binarized_mnist_test.amat",
+        10_000,
+        "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+    ),
+}
+SHAPES = {"digits": (8, 8), "binarized-mnist": (28, 28)}
+"""Height and width of the images of each data set."""
+
+
+def load(name: str, data_dir: Path | str | None = None) -> Splits:
+    """Load a data set by name.
+
+    Arguments:
+        name: One of :data:`SHAPES`.
+        data_dir: Folder to look in before downloading.
+
+    Raises:
+        DataError: If the data are missing, truncated, corrupted or of the wrong form.
+    """
+    if name == "digits":
+        return _digits()
+    if name == "binarized-mnist":
+        return _binarized_mnist(None if data_dir is None else Path(data_dir))
+    raise DataError(f"data: expected one of {', '.join(SHAPES)}, got {name!r}")
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for data."""
+    return Path(os.environ.get("LATENTBITS_CACHE") or pooch.os_cache("latentbits"))
+
+
+def _splits(name: str, parts: list[np.ndarray], shape: tuple[int, int]) -> Splits:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.packbits(part, axis=1).tobytes())
+    train, valid, test = (torch.from_numpy(part) for part in parts)
+    return Splits(name, train, valid, test, shape, digest.hexdigest())
+
+
+def _digits() -> Splits:
+    from sklearn.datasets import load_digits  # slow to import, and needed for this set only
+
+    levels = load_digits().data
+    bits = (levels >= 8).astype(np.uint8)[np.random.RandomState(0).permutation(len(levels))]
+    return _splits("digits", [bits[:1197], bits[1197:1497], bits[1497:]], SHAPES["digits"])
+
+
+def _binarized_mnist(data_dir: Path | None) -> Splits:
+    parts = [_load_amat(_find_or_download(file, data_dir), file) for file in MNIST_FILES.values()]
+    return _splits("binarized-mnist", parts, SHAPES["binarized-mnist"])
+
+
+def find(file: AmatFile, data_dir: Path | None) -> Path | None:
+    """Where a published file lies, plain or gzipped: in the folder given or among earlier downloads."""
+    folders = [cache_dir()] if data_dir is None else [data_dir]
+    for folder in folders:
+        for path in (folder / file.name, folder / f"{file.name}.gz"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _find_or_download(file: AmatFile, data_dir: Path | None) -> Path:
+    path = find(file, data_dir)
+    if path is not None:
+        return path
+    if data_dir is not None:
+        raise DataError(
+            f"{data_dir / file.name}: expected this file, plain or .gz, and found neither; correct --data-dir, "
+            f"or leave it out to download {file.url}"
+        )
+    try:
+        return Path(pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=file.name, path=cache_dir()))
+    except Exception as error:
+        raise DataError(
+            f"{file.name}: could not be downloaded from {file.url} ({error}); fetch it by hand and name its "
+            "folder with --data-dir"
+        ) from error
+
+
+def _load_amat(path: Path, file: AmatFile) -> np.ndarray:
+    """Bits (rows, D), uint8, from the file or from the packed copy of a file with the same content."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    digest = hashlib.sha256(content).hexdigest()
+    packed = cache_dir() / f"{file.name}.{digest[:32]}.npy"
+    shape = (file.rows, _MNIST_DIMENSIONS // 8)
+    if packed.is_file():
+        rows = _read_packed(packed, shape)
+        if rows is not None:
+            return np.unpackbits(rows, axis=1)
+    bits = parse_amat(_uncompressed(content, path, file), path, file)
+    _write_packed(packed, np.packbits(bits, axis=1))
+    return bits
+
+
+def _read_packed(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The packed rows if the cached file is whole, else None; its last 32 bytes are its own SHA-256."""
+    content = path.read_bytes()
+    body, digest = content[:-32], content[-32:]
+    if len(body) != shape[0] * shape[1] or hashlib.sha256(body).digest() != digest:
+        return None
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def _write_packed(path: Path, rows: np.ndarray) -> None:
+    body = rows.tobytes()
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(body + hashlib.sha256(body).digest())
+        scratch.replace(path)
+    except OSError:  # the cache saves time and nothing else
+        scratch.unlink(missing_ok=True)
+
+
+def _uncompressed(content: bytes, path: Path, file: AmatFile) -> bytes:
+    if path.suffix != ".gz":
+        return content
+    try:
+        with gzip.open(path) as stream:
+            return stream.read(file.size + 1)  # no more, whatever the file claims
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(
+            f"{path}: expected a whole gzip file, found a truncated or corrupted one ({error}); fetch it again"
+        ) from error
+
+
+def parse_amat(content: bytes, path: Path, file: AmatFile) -> np.ndarray:
+    """Bits (rows, D), uint8, of a published text file.
+
+    Raises:
+        DataError: If size, shape, values or checksum are not those of the published file.
+    """
+    remedy = f"fetch it again from {file.url}"
+    if len(content) != file.size:
+        lines = content.count(b"\n")
+        raise DataError(
+            f"{path}: expected {file.rows:,} lines of {_MNIST_DIMENSIONS} bits, {file.size:,} bytes uncompressed, "
+            f"found {lines:,} lines and {'more' if len(content) > file.size else f'{len(content):,}'} bytes; {remedy}"
+        )
+    text = np.frombuffer(content, np.uint8).reshape(file.rows, -1)
+    bits = text[:, 0::2] - ord("0")
+    if bits.max() > 1:
+        line, column = np.argwhere(bits > 1)[0]
+        raise DataError(
+            f"{path}: expected only 0 and 1, found {chr(text[line, 2 * column])!r} in line {line + 1}, "
+            f"value {column + 1}; {remedy}"
+        )
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != file.sha256:
+        raise DataError(f"{path}: expected SHA-256 {file.sha256}, found {digest}; {remedy}")
+    return np.ascontiguousarray(bits)

@@ -1,0 +1,156 @@
+r"""Bernoulli draws and row sums for tensors on any device.
+
+On the CPU in float32 these run the fused loops of :mod:`latentbits.kernels`, in blocks of rows spread
+over :func:`torch.get_num_threads` threads. Elsewhere (a GPU, float64, or where a gradient is wanted)
+plain PyTorch operations do the same; the two agree in distribution and to float32 rounding, not in
+their random streams.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import kernels
+
+T = TypeVar("T")
+Key = tuple[np.uint32, np.uint32]
+
+_ROW = 512
+_ELEMENTS_PER_BLOCK = 128 * 1024
+
+
+def is_fused(*tensors: Tensor) -> bool:
+    """Whether the compiled loops can serve: float32 on the CPU, and no gradient asked for."""
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and not (
+        torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    )
+
+
+def draw_key(generator: torch.Generator | None) -> Key:
+    """Take one 64-bit key from a generator; all draws of a call are functions of it."""
+    device = "cpu" if generator is None else generator.device
+    key = torch.empty((), dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
+    bits = int(key) & (2**64 - 1)
+    return np.uint32(bits & 0xFFFFFFFF), np.uint32(bits >> 32)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads whose own tensor operations are serial, so that blocks and not operations run in parallel."""
+    started = threading.Barrier(threads + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="latentbits", initializer=start)
+    for _ in range(threads):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(threads)  # the call above also sets the default for threads yet to come
+    return pool
+
+
+def map_blocks(function: Callable[[int], T], blocks: Sequence[int]) -> Iterable[T]:
+    """Run ``function(block)`` for each block index on all threads; results in order."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(blocks) == 1:
+        return [function(block) for block in blocks]
+    return list(_pool(threads).map(function, blocks))
+
+
+def bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw bits from their logits.
+
+    The stream of a CPU generator does not depend on the number of threads.
+
+    Arguments:
+        logits: Log-odds of a one, with shape (*).
+        generator: Source of the key; the default generator if None.
+
+    Returns:
+        Bits as 0.0 or 1.0, with shape (*).
+    """
+    if not is_fused(logits.detach()):
+        p = torch.sigmoid(logits.detach())
+        device = p.device if generator is None else generator.device
+        u = torch.rand(p.shape, dtype=p.dtype, device=device, generator=generator)
+        return (u.to(p.device) < p).to(p.dtype)
+
+    a = logits.detach().contiguous().view(-1)
+    out = torch.empty_like(a)
+    key = draw_key(generator)
+    rows, tail = divmod(a.numel(), _ROW)
+    bias = np.zeros(_ROW, np.float32)
+    spans = [(i, min(rows, i + _ELEMENTS_PER_BLOCK // _ROW)) for i in range(0, rows, _ELEMENTS_PER_BLOCK // _ROW)]
+    a_rows, out_rows = a[: rows * _ROW].view(rows, _ROW).numpy(), out[: rows * _ROW].view(rows, _ROW).numpy()
+
+    def draw(block: int) -> None:
+        i, j = spans[block]
+        kernels.draw_rows(a_rows[i:j], bias, np.float32(1), key, np.uint32(0), np.uint32(block), out_rows[i:j])
+
+    if rows:
+        map_blocks(draw, range(len(spans)))
+    if tail:
+        kernels.draw_rows(
+            a[None, rows * _ROW :].numpy(),
+            bias[:tail],
+            np.float32(1),
+            key,
+            np.uint32(1),
+            np.uint32(0),
+            out[None, rows * _ROW :].numpy(),
+        )
+    return out.view(logits.shape)
+
+
+def _blocks_of_rows(n: int, width: int) -> list[slice]:
+    size = max(1, _ELEMENTS_PER_BLOCK // max(1, width))
+    return [slice(i, min(n, i + size)) for i in range(0, n, size)]
+
+
+def softplus_sum(a: Tensor) -> Tensor:
+    """``sum_j log(1 + exp(a_j))`` over the last dimension: (*, D) -> (*)."""
+    if not is_fused(a):
+        return F.softplus(a).sum(-1)
+    rows = a.contiguous().view(-1, a.shape[-1]).numpy()
+    out = np.empty(rows.shape[0])
+    bias = np.zeros(rows.shape[1], np.float32)
+    spans = _blocks_of_rows(*rows.shape)
+
+    def add(block: int) -> None:
+        kernels.softplus_sum(rows[spans[block]], bias, np.float32(1), out[spans[block]])
+
+    map_blocks(add, range(len(spans)))
+    return torch.from_numpy(out).to(a.dtype).view(a.shape[:-1])
+
+
+def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
+    """Log-probability of bits under their logits, summed over the last dimension, in nats.
+
+    Arguments:
+        x: Bits, with shape (B, D).
+        logits: Log-odds, with shape (K, B, D) or (B, D).
+
+    Returns:
+        Log-probabilities, with shape (K, B) or (B,).
+    """
+    if not is_fused(x, logits):
+        return (x * logits).sum(-1) - F.softplus(logits).sum(-1)
+    data = x.contiguous().numpy()
+    rows = logits.contiguous().view(-1, logits.shape[-1]).numpy()
+    out = np.empty(rows.shape[0])
+    spans = _blocks_of_rows(*rows.shape)
+
+    def score(block: int) -> None:
+        kernels.bernoulli_log_prob(data, rows[spans[block]], spans[block].start, out[spans[block]])
+
+    map_blocks(score, range(len(spans)))
+    return torch.from_numpy(out).to(logits.dtype).view(logits.shape[:-1])

@@ -1,0 +1,219 @@
+r"""Gibbs sampling in an RBM: chains, CD and PCD negatives.
+
+One step of block Gibbs sampling at inverse temperature :math:`\beta` is
+
+.. math::
+    h & \sim \sigma(\beta (z^\top W + c)) \\
+    z & \sim \sigma((1 - \beta) b_A + \beta b + \beta W h)
+
+which leaves :math:`p_\beta` of :mod:`latentbits.anneal` invariant; plain sampling has
+:math:`\beta = 1`. On the CPU, chains advance in blocks of rows that stay in cache, one block a thread,
+with random bits fused into the element-wise pass; nothing is allocated inside a step. Where the
+processor has bfloat16 matrix units, a product with binary operand runs there in two terms,
+:math:`W \approx W_{hi} + W_{lo}`, accumulated in float32.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import kernels
+from .fused import Key, bernoulli, draw_key, is_fused, map_blocks
+from .rbm import RBM, Prior
+
+ROWS_PER_BLOCK = 500
+LARGEST_LOGIT_ERROR = 1e-4
+
+
+@cache
+def has_bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices several times faster than float32 (AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and torch.backends.mkldnn.is_available()
+
+
+def _products() -> Any:
+    """PyTorch's setting for float32 products on the CPU."""
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Let float32 products on the CPU round their operands to bfloat16; sums stay in float32."""
+    before = _products().fp32_precision
+    _products().fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        _products().fp32_precision = before
+
+
+def two_terms(W: Tensor) -> Tensor:
+    """Split W (M, H) into bfloat16 terms, stacked as (2M, H): [z z] @ this is z @ W for binary z."""
+    high = W.bfloat16().float()
+    return torch.cat([high, (W - high).bfloat16().float()])
+
+
+def two_term_error(W: Tensor) -> float:
+    """The largest error that two bfloat16 terms of W (M, H) can make in any logit, over all binary z (M,)."""
+    M = W.shape[0]
+    terms = two_terms(W)
+    residual = (W - terms[:M]) - terms[M:]
+    return float(torch.maximum(residual.clamp(min=0).sum(0), (-residual).clamp(min=0).sum(0)).max())
+
+
+class Weights:
+    """An RBM's parameters, laid out once for many steps of many blocks."""
+
+    def __init__(self, rbm: RBM, base_bias: Tensor | None = None) -> None:
+        W = rbm.weight.detach()
+        self.b, self.c = rbm.visible_bias.detach(), rbm.hidden_bias.detach()
+        self.base_bias = self.b if base_bias is None else base_bias.to(self.b)
+        self.M, self.H = W.shape
+        self.fused = is_fused(W, self.b, self.c)
+        self.two_terms = (
+            self.fused and has_bfloat16_units() and max(two_term_error(W), two_term_error(W.T)) <= LARGEST_LOGIT_ERROR
+        )
+        self.W = two_terms(W) if self.two_terms else W
+        self.WT = two_terms(W.T.contiguous()) if self.two_terms else W.T.contiguous()
+
+    @property
+    def copies(self) -> int:
+        return 2 if self.two_terms else 1
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """The matrix-product precision that these weights are laid out for."""
+        if self.two_terms:
+            with bfloat16_products():
+                yield
+        else:
+            yield
+
+
+class FusedBlock:
+    """Rows of chains on the CPU: all buffers are made here, and none while stepping."""
+
+    def __init__(self, weights: Weights, z: Tensor, key: Key, block: int) -> None:
+        n, w = z.shape[0], weights
+        self.weights, self.key, self.block, self.calls = w, key, np.uint32(block), 0
+        self.z_wide, self.h_wide = torch.empty(n, w.copies * w.M), torch.empty(n, w.copies * w.H)
+        self.a, self.d = torch.empty(n, w.H), torch.empty(n, w.M)
+        self.z_wide.view(n, w.copies, w.M).copy_(z[:, None])
+        self._b, self._c, self._base = w.b.numpy(), w.c.numpy(), w.base_bias.numpy()
+        self._a, self._d, self._z, self._h = (t.numpy() for t in (self.a, self.d, self.z_wide, self.h_wide))
+
+    @property
+    def z(self) -> Tensor:
+        """Visible bits, with shape (n, M)."""
+        return self.z_wide[:, : self.weights.M]
+
+    def _draw(self, logits: np.ndarray, bias: np.ndarray, beta: float, out: np.ndarray) -> None:
+        kernels.draw_rows(logits, bias, np.float32(beta), self.key, np.uint32(self.calls), self.block, out)
+        self.calls += 1
+
+    def project(self) -> None:
+        """a = zW, without the hidden bias."""
+        torch.mm(self.z_wide, self.weights.W, out=self.a)
+
+    def draw_hidden(self, beta: float) -> None:
+        """h ~ sigmoid(beta (a + c)), from the last :meth:`project`."""
+        self._draw(self._a, np.float32(beta) * self._c, beta, self._h)
+
+    def draw_visible(self, beta: float) -> None:
+        """z ~ sigmoid((1 - beta) b_A + beta (b + Wh))."""
+        torch.mm(self.h_wide, self.weights.WT, out=self.d)
+        self._draw(self._d, np.float32(1 - beta) * self._base + np.float32(beta) * self._b, beta, self._z)
+
+    def add_log_ratio(self, beta_to: float, beta_from: float, log_w: Tensor) -> None:
+        """log_w (n,) += log f_to(z) - log f_from(z), from the last :meth:`project`."""
+        slope = (self.weights.b - self.weights.base_bias).double()
+        log_w += (beta_to - beta_from) * (self.z.double() @ slope)
+        kernels.add_softplus_difference(self._a, self._c, np.float32(beta_to), np.float32(beta_from), log_w.numpy())
+
+
+class PlainBlock:
+    """The same steps by plain PyTorch operations: a GPU, or float64."""
+
+    def __init__(self, weights: Weights, z: Tensor, generator: torch.Generator | None) -> None:
+        self.weights, self.generator, self.z = weights, generator, z.to(weights.b)
+
+    def project(self) -> None:
+        self.a = self.z @ self.weights.W
+
+    def draw_hidden(self, beta: float) -> None:
+        self.h = bernoulli(beta * (self.a + self.weights.c), self.generator)
+
+    def draw_visible(self, beta: float) -> None:
+        w = self.weights
+        self.z = bernoulli((1 - beta) * w.base_bias + beta * (w.b + self.h @ w.WT), self.generator)
+
+    def add_log_ratio(self, beta_to: float, beta_from: float, log_w: Tensor) -> None:
+        x = self.a + self.weights.c
+        slope = (self.weights.b - self.weights.base_bias).double()
+        log_w += (beta_to - beta_from) * (self.z.double() @ slope)
+        log_w += (F.softplus(beta_to * x) - F.softplus(beta_from * x)).double().sum(-1)
+
+
+Block = FusedBlock | PlainBlock
+
+
+def run_blocks(
+    weights: Weights, z: Tensor, generator: torch.Generator | None, advance: Callable[[Block, slice], None]
+) -> None:
+    """Advance the chains z (N, M) in blocks; ``advance(block, rows)`` does the steps of one block."""
+    if not weights.fused:
+        advance(PlainBlock(weights, z, generator), slice(0, z.shape[0]))
+        return
+    key = draw_key(generator)
+    starts = range(0, z.shape[0], ROWS_PER_BLOCK)
+
+    def run(block: int) -> None:
+        rows = slice(starts[block], min(z.shape[0], starts[block] + ROWS_PER_BLOCK))
+        with torch.no_grad():
+            advance(FusedBlock(weights, z[rows], key, block), rows)
+
+    with weights.products():
+        map_blocks(run, range(len(starts)))
+
+
+@torch.no_grad()
+def gibbs(prior: Prior, z: Tensor, steps: int, generator: torch.Generator | None = None) -> Tensor:
+    """Advance chains by block Gibbs steps.
+
+    Arguments:
+        prior: An RBM; a Bernoulli prior is sampled exactly, whatever z is.
+        z: Visible bits, with shape (N, M).
+        steps: Number of steps, each of which draws h given z and then z given h.
+        generator: Source of the randomness; the default generator if None.
+
+    Returns:
+        Visible bits after the last step, with shape (N, M).
+    """
+    if steps < 0:
+        raise ValueError(f"gibbs: steps must be 0 or more, got {steps}")
+    if not isinstance(prior, RBM):
+        return prior.sample(z.shape[0], generator) if steps else z
+    if z.dim() != 2 or z.shape[1] != prior.visible:
+        raise ValueError(f"gibbs: expected z of shape (N, {prior.visible}), got {tuple(z.shape)}")
+    out = torch.empty_like(z, dtype=prior.weight.dtype)
+
+    def advance(block: Block, rows: slice) -> None:
+        for _ in range(steps):
+            block.project()
+            block.draw_hidden(1.0)
+            block.draw_visible(1.0)
+        out[rows] = block.z
+
+    run_blocks(Weights(prior), z, generator, advance)
+    return out
+
+
+def random_bits(n: int, prior: Prior, generator: torch.Generator | None = None) -> Tensor:
+    """Fair coin flips to start chains from, with shape (n, M)."""
+    return bernoulli(torch.zeros(n, prior.visible, device=prior.visible_bias.device), generator)

@@ -1,0 +1,197 @@
+r"""The hybrid model: a deep encoder and decoder with bits between them, and a prior over the bits.
+
+.. math::
+    q(z | x) & = \mathrm{Bernoulli}(\sigma(\mathcal{E}(x))) \\
+    p(x) & = \sum_z p(x | z) \, p(z), \quad p(z) = e^{-F(z)} / Z
+
+Importance weights use the unnormalised :math:`p^*(x, z) = e^{-F(z)} p(x | z)` (Eq. 4), since Z cancels
+wherever weights are normalised and is estimated once wherever they are not.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .config import ModelConfig
+from .distributions import Bits
+from .gibbs import gibbs, random_bits
+from .nets import MLP
+from .rbm import RBM, BernoulliPrior, Prior
+
+ELEMENTS_PER_CHUNK = 2**24
+"""Largest (K, B, D) tensor that an evaluation makes: 64 MiB of float32."""
+
+
+class ImportanceSums(NamedTuple):
+    """What is kept of K importance weights w_i for each datum.
+
+    Attributes:
+        samples: K.
+        log_sum: log sum_i w_i, float64, with shape (B,).
+        log_sum_squares: log sum_i w_i^2, float64, with shape (B,).
+        z: Samples drawn from the normalised weights, with shape (m, B, M).
+    """
+
+    samples: int
+    log_sum: Tensor
+    log_sum_squares: Tensor
+    z: Tensor
+
+    @property
+    def log_mean(self) -> Tensor:
+        """L_K + log Z, in nats, with shape (B,)."""
+        return self.log_sum - math.log(self.samples)
+
+    @property
+    def effective_sample_size(self) -> Tensor:
+        """Between 1 and K, with shape (B,)."""
+        return (2 * self.log_sum - self.log_sum_squares).exp()
+
+    @property
+    def variance(self) -> Tensor:
+        """Monte-Carlo variance of the log of the mean weight, by the delta method, with shape (B,)."""
+        return (1 / self.effective_sample_size - 1 / self.samples).clamp(min=0)
+
+
+def _device(generator: torch.Generator | None, x: Tensor) -> torch.device:
+    return x.device if generator is None else generator.device
+
+
+class LatentModel(nn.Module):
+    """Encoder, decoder and prior.
+
+    Arguments:
+        encoder: Data (B, D) to posterior logits (B, M).
+        decoder: Bits (*, M) to logits of the data (*, D).
+        prior: An RBM or a Bernoulli prior over M bits.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: Prior) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.prior = encoder, decoder, prior
+
+    def posterior(self, x: Tensor) -> Bits:
+        """q(z | x) for data x (B, D), a distribution over bits (B, M)."""
+        return Bits(self.encoder(x))
+
+    def likelihood(self, z: Tensor) -> Bits:
+        """p(x | z) for bits z (*, M), a distribution over data (*, D)."""
+        return Bits(self.decoder(z))
+
+    def log_weight(self, x: Tensor, samples: Tensor | int, generator: torch.Generator | None = None) -> Tensor:
+        """log p*(x, z) - log q(z | x), in nats; the prior is not normalised (Eq. 4).
+
+        Arguments:
+            x: Data, with shape (B, D).
+            samples: Bits z, with shape (K, B, M), or a number K of them to draw from the posterior.
+            generator: Source of the randomness if z is to be drawn.
+
+        Returns:
+            Log-weights, with shape (K, B).
+        """
+        q = self.posterior(x)
+        z = q.sample((samples,), generator) if isinstance(samples, int) else samples
+        return self.likelihood(z).log_prob(x) - self.prior.free_energy(z) - q.log_prob(z)
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        x: Tensor,
+        samples: int,
+        log_partition: Tensor | float,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The bound L_K on log p(x), in nats (Eq. 6); samples are streamed through bounded memory.
+
+        Arguments:
+            x: Data, with shape (B, D).
+            samples: K, posterior samples for each datum.
+            log_partition: log Z of the prior, exact or estimated.
+            generator: Source of the randomness; the default generator if None.
+
+        Returns:
+            L_K for each datum, float64, with shape (B,).
+        """
+        return self.importance_sums(x, samples, generator=generator).log_mean - float(log_partition)
+
+    @torch.no_grad()
+    def importance_sums(
+        self, x: Tensor, samples: int, keep: int = 0, generator: torch.Generator | None = None
+    ) -> "ImportanceSums":
+        """Draw K posterior samples for each datum in chunks, keeping sums of their weights and a few of them.
+
+        Arguments:
+            x: Data, with shape (B, D).
+            samples: K, posterior samples for each datum.
+            keep: Number m of samples to keep, independent draws from the normalised weights.
+            generator: Source of the randomness; the default generator if None.
+        """
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        x = x.to(self.prior.visible_bias)
+        rows = max(1, ELEMENTS_PER_CHUNK // (min(samples, 64) * x.shape[1]))
+        parts = [self._importance_sums(part, samples, keep, generator) for part in x.split(rows)]
+        log_sum, log_sum_squares, z = (
+            torch.cat(part, -2 if part[0].dim() == 3 else 0) for part in zip(*parts, strict=True)
+        )
+        return ImportanceSums(samples, log_sum, log_sum_squares, z)
+
+    def _importance_sums(
+        self, x: Tensor, samples: int, keep: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q = self.posterior(x)
+        B, M = q.logits.shape
+        log_sum = x.new_full((B,), -torch.inf, dtype=torch.float64)
+        log_sum_squares = log_sum.clone()
+        kept = x.new_zeros(keep, B, M)
+        chunk = max(1, ELEMENTS_PER_CHUNK // x.numel())
+        for first in range(0, samples, chunk):
+            z = q.sample((min(chunk, samples - first),), generator)
+            log_w = self.log_weight(x, z).double()
+            log_chunk = log_w.logsumexp(0)
+            log_sum = torch.logaddexp(log_sum, log_chunk)
+            log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(0))
+            if keep:
+                # each slot takes a draw from this chunk with the chunk's share of the weight so far
+                u = torch.rand(2, keep, B, generator=generator, dtype=torch.float64, device=_device(generator, x))
+                u = u.to(x.device)
+                cumulative = (log_w - log_chunk).exp().cumsum(0).T.contiguous()
+                index = torch.searchsorted(cumulative, u[0].T.contiguous() * cumulative[:, -1:], right=True)
+                index = index.clamp(max=z.shape[0] - 1).T[:, :, None].expand(-1, -1, M)
+                taken = u[1] < (log_chunk - log_sum).exp()
+                kept = torch.where(taken[:, :, None], z.gather(0, index), kept)
+        return log_sum, log_sum_squares, kept
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """The most probable bits under q(z | x) for data x (B, D), with shape (B, M)."""
+        return (self.posterior(x.to(self.prior.visible_bias)).logits > 0).to(self.prior.visible_bias)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of p(x | z) for bits z (*, M), with shape (*, D)."""
+        return self.likelihood(z.to(self.prior.visible_bias)).mean
+
+    @torch.no_grad()
+    def sample(self, n: int, gibbs_steps: int = 1000, generator: torch.Generator | None = None) -> Tensor:
+        """Means of p(x | z) for z from n chains of Gibbs steps that start at random bits, with shape (n, D)."""
+        z = gibbs(self.prior, random_bits(n, self.prior, generator), gibbs_steps, generator)
+        return self.decode(z)
+
+
+def build(config: ModelConfig, dimensions: int, generator: torch.Generator | None = None) -> LatentModel | RBM:
+    """A model with random weights for data of the given number of dimensions D.
+
+    A configuration without networks gives the RBM alone, over the data themselves.
+    """
+    with torch.random.fork_rng(devices=[]):  # torch.nn's initialization knows the global generator only
+        torch.manual_seed(0 if generator is None else int(torch.randint(2**31, (), generator=generator)))
+        if config.network == "none":
+            return RBM(dimensions, config.hidden)
+        encoder = MLP([dimensions, *config.layers, config.latent], config.activation)
+        decoder = MLP([config.latent, *reversed(config.layers), dimensions], config.activation)
+        prior = RBM(config.latent, config.hidden) if config.prior == "rbm" else BernoulliPrior(config.latent)
+        return LatentModel(encoder, decoder, prior)

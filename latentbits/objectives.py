@@ -1,0 +1,183 @@
+r"""Learning signals from importance weights: VIMCO and contrastive reweighted wake-sleep.
+
+Everything is a function of the log-weights :math:`\log w_i = \log p^*(x, z_i) - \log q(z_i | x)` of K
+posterior samples. Both objectives move decoder and prior along
+:math:`\sum_i \tilde w_i \nabla \log p(x, z_i)` with :math:`\tilde w_i = w_i / \sum_j w_j` (Eq. 5), and the
+encoder along :math:`\sum_i s_i \nabla \log q(z_i | x)`; they differ in the signals :math:`s_i`, and
+contrastive reweighted wake-sleep adds a sleep phase from the prior's persistent chains.
+
+References:
+    | Variational inference for Monte Carlo objectives (Mnih & Rezende 2016)
+    | Reweighted wake-sleep (Bornschein & Bengio 2014)
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .distributions import Bits
+from .fused import bernoulli
+from .model import LatentModel
+
+
+class Signal(NamedTuple):
+    """What K log-weights say.
+
+    Attributes:
+        bound: log of the mean weight: L_K, plus log Z if the prior is not normalised; with shape (B,).
+        weights: Normalised weights, with shape (K, B).
+        encoder_signal: The factor s_i of each log q(z_i | x)'s gradient, with shape (K, B).
+    """
+
+    bound: Tensor
+    weights: Tensor
+    encoder_signal: Tensor
+
+
+def _check_log_w(log_w: Tensor) -> None:
+    if log_w.dim() != 2 or log_w.shape[0] < 2:
+        raise ValueError(f"log_w: expected shape (K, B) with K of 2 or more, got {tuple(log_w.shape)}")
+
+
+def vimco(log_w: Tensor) -> Signal:
+    r"""VIMCO's signals (Algorithm 2).
+
+    .. math::
+        L & = \log \frac{1}{K} \sum_j w_j \\
+        L_{-i} & = \log \frac{1}{K} \Big( w_{-i} + \sum_{j \neq i} w_j \Big), \quad
+            w_{-i} = \prod_{j \neq i} w_j^{1 / (K - 1)} \\
+        s_i & = L - L_{-i} - \tilde w_i
+
+    Arguments:
+        log_w: Log-weights, with shape (K, B), K of 2 or more.
+    """
+    _check_log_w(log_w)
+    log_w = log_w.detach()
+    K = log_w.shape[0]
+    others = ~torch.eye(K, dtype=torch.bool, device=log_w.device)
+    log_w_rest = others.to(log_w) @ log_w / (K - 1)
+    # row i of (K, K, B): all log-weights, with the geometric mean of the others in place of number i
+    replaced = torch.where(others[:, :, None], log_w[None], log_w_rest[:, None])
+    bound = log_w.logsumexp(0) - math.log(K)
+    bound_rest = replaced.logsumexp(1) - math.log(K)
+    weights = log_w.softmax(0)
+    return Signal(bound, weights, bound - bound_rest - weights)
+
+
+def wake(log_w: Tensor) -> Signal:
+    """Reweighted wake-sleep's wake phase (Algorithm 1): log_w (K, B); the signals are the weights."""
+    _check_log_w(log_w)
+    log_w = log_w.detach()
+    weights = log_w.softmax(0)
+    return Signal(log_w.logsumexp(0) - math.log(log_w.shape[0]), weights, weights)
+
+
+def effective_sample_size(weights: Tensor) -> Tensor:
+    """1 / sum_i w_i^2 of normalised weights (K, B), between 1 and K, with shape (B,)."""
+    return 1 / weights.square().sum(0)
+
+
+def resample(weights: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Systematic resampling: sample i is taken ``count * weights[i]`` times in expectation.
+
+    Arguments:
+        weights: Normalised weights, with shape (K, B).
+        count: Number S of samples to take for each datum.
+        generator: Source of the randomness; the default generator if None.
+
+    Returns:
+        Indices into the K samples, with shape (S, B).
+    """
+    K, B = weights.shape
+    device = weights.device if generator is None else generator.device
+    u = torch.rand(B, 1, generator=generator, device=device, dtype=torch.float64).to(weights.device)
+    positions = (u + torch.arange(count, device=weights.device)) / count
+    cumulative = weights.double().cumsum(0).T.contiguous()
+    cumulative = cumulative / cumulative[:, -1:]
+    return torch.searchsorted(cumulative, positions, right=True).clamp(max=K - 1).T
+
+
+class Losses(NamedTuple):
+    """Scalars whose gradients are the updates, and what to watch.
+
+    Attributes:
+        decoder: Gradient reaches the decoder only.
+        encoder: Gradient reaches the encoder only.
+        prior: Gradient reaches the prior only.
+        bound: Mean over the batch of L_K + log Z, in nats.
+        effective_sample_size: Mean over the batch.
+    """
+
+    decoder: Tensor
+    encoder: Tensor
+    prior: Tensor
+    bound: Tensor
+    effective_sample_size: Tensor
+
+
+def joint_losses(
+    model: LatentModel,
+    x: Tensor,
+    z_negative: Tensor,
+    objective: str,
+    samples: int,
+    backward_samples: int = 0,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Losses:
+    r"""Surrogate losses of one batch for stage 3.
+
+    All K samples are scored without gradient. Decoder and prior then see ``backward_samples`` of them,
+    resampled by weight, which leaves their gradient unbiased. The encoder's needs no decoder: with
+    logits a, :math:`\sum_i s_i \log q(z_i | x) = a \cdot \sum_i s_i z_i - \mathrm{softplus}(a) \cdot \sum_i s_i`.
+
+    Arguments:
+        model: Encoder, decoder and prior.
+        x: Data, with shape (B, D).
+        z_negative: Samples of the prior from persistent chains, with shape (N, M).
+        objective: "vimco" or "crws".
+        samples: K, posterior samples for each datum.
+        backward_samples: S, how many of them go backward; 0 for all K, by weight.
+        dropout: Probability that the encoder sees a data bit as 0; the likelihood has the data as they are.
+        generator: Source of the randomness; the default generator if None.
+    """
+    a = model.encoder(drop(x, dropout, generator))
+    with torch.no_grad():
+        q = Bits(a.detach())
+        z = q.sample((samples,), generator)
+        log_w = model.likelihood(z).log_prob(x) - model.prior.free_energy(z) - q.log_prob(z)
+        signal = (vimco if objective == "vimco" else wake)(log_w)
+        if backward_samples:
+            index = resample(signal.weights, backward_samples, generator)
+            z_kept = z.gather(0, index[:, :, None].expand(-1, -1, z.shape[2]))
+            weights = torch.full_like(index, 1, dtype=a.dtype) / backward_samples
+        else:
+            z_kept, weights = z, signal.weights
+
+    s = signal.encoder_signal
+    s_z = torch.einsum("kb,kbm->bm", s, z)
+    encoder = -((s_z * a).sum(-1) - s.sum(0) * F.softplus(a).sum(-1)).mean()
+    if objective == "crws":
+        encoder = encoder - sleep(model, z_negative, generator)
+    decoder = -(weights * model.likelihood(z_kept).log_prob(x)).sum(0).mean()
+    prior = (weights * model.prior.free_energy(z_kept)).sum(0).mean()
+    prior = prior + model.prior.log_partition_surrogate(z_negative)
+    return Losses(decoder, encoder, prior, signal.bound.mean(), effective_sample_size(signal.weights).mean())
+
+
+def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+    """Data x (B, D) with each value set to 0 with some probability, and the others scaled to keep the mean."""
+    if not probability:
+        return x
+    kept = bernoulli(torch.full_like(x, probability).logit().neg(), generator)
+    return x * kept / (1 - probability)
+
+
+def sleep(model: LatentModel, z_negative: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The sleep phase: mean log q(z | x) of dreams x ~ p(x | z), z (N, M) from the prior; a scalar."""
+    with torch.no_grad():
+        x_negative = model.likelihood(z_negative).sample(generator=generator)
+    return model.posterior(x_negative).log_prob(z_negative).mean()

@@ -1,0 +1,211 @@
+r"""Priors over bits: the restricted Boltzmann machine, and the factorized Bernoulli for comparison.
+
+An RBM over visible bits :math:`z \in \{0, 1\}^M` and hidden bits :math:`h \in \{0, 1\}^H` has
+
+.. math::
+    E(z, h) & = -z^\top b - h^\top c - z^\top W h \\
+    F(z) & = -z^\top b - \sum_j \log(1 + e^{c_j + (z^\top W)_j}) \\
+    p(z) & = e^{-F(z)} / Z
+
+with free energy :math:`F` and partition function :math:`Z`. Its conditionals factorize:
+:math:`p(h_j = 1 | z) = \sigma(c_j + (z^\top W)_j)` and
+:math:`p(z_i = 1 | h) = \sigma(b_i + (W h)_i)`.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .distributions import Bits
+from .fused import bernoulli, softplus_sum
+
+MOST_UNITS_TO_ENUMERATE = 25
+_STATES_PER_CHUNK = 2**14
+
+
+def clamp_means(means: Tensor, count: int) -> Tensor:
+    """Keep bit means (*) over ``count`` data within [1/(N+2), 1 - 1/(N+2)], so that logits are finite."""
+    return means.clamp(1 / (count + 2), 1 - 1 / (count + 2))
+
+
+def all_states(units: int, first: int, last: int, like: Tensor) -> Tensor:
+    """States number ``first`` to ``last - 1`` of ``units`` bits, with shape (last - first, units)."""
+    index = torch.arange(first, last, device=like.device)
+    return ((index[:, None] >> torch.arange(units, device=like.device)) & 1).to(like.dtype)
+
+
+class RBM(nn.Module):
+    r"""A restricted Boltzmann machine.
+
+    Arguments:
+        visible: Number of visible bits M.
+        hidden: Number of hidden bits H.
+        scale: Standard deviation of the initial weights.
+        generator: Source of the initial weights; the default generator if None.
+
+    Attributes:
+        weight: W, with shape (M, H).
+        visible_bias: b, with shape (M,).
+        hidden_bias: c, with shape (H,).
+        base_bias: Biases :math:`b_A` of the factorized distribution at which annealing starts, with
+            shape (M,), or None; see :meth:`fit_base`.
+    """
+
+    def __init__(
+        self, visible: int, hidden: int, scale: float = 0.01, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        for name, value in (("visible", visible), ("hidden", hidden)):
+            if value < 1:
+                raise ValueError(f"RBM: {name} must be at least 1, got {value}")
+        self.weight = nn.Parameter(scale * torch.randn(visible, hidden, generator=generator))
+        self.visible_bias = nn.Parameter(torch.zeros(visible))
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+        self.base_bias: Tensor | None
+        self.register_buffer("base_bias", None)
+
+    @classmethod
+    def from_arrays(cls, weight: Any, visible_bias: Any, hidden_bias: Any) -> "RBM":
+        """An RBM from parameters trained elsewhere: arrays of shape (M, H), (M,) and (H,).
+
+        Raises:
+            ValueError: If the shapes do not fit together or a value is not finite.
+        """
+        W, b, c = (torch.as_tensor(np.asarray(a), dtype=torch.float32) for a in (weight, visible_bias, hidden_bias))
+        if W.dim() != 2 or b.shape != W.shape[:1] or c.shape != W.shape[1:]:
+            raise ValueError(
+                "RBM.from_arrays: expected weight (M, H), visible_bias (M,) and hidden_bias (H,), got "
+                f"{tuple(W.shape)}, {tuple(b.shape)} and {tuple(c.shape)}; transpose weight if it is (H, M)"
+            )
+        for name, values in (("weight", W), ("visible_bias", b), ("hidden_bias", c)):
+            if not values.isfinite().all():
+                raise ValueError(f"RBM.from_arrays: {name} holds values that are not finite")
+        rbm = cls(*W.shape)
+        with torch.no_grad():
+            rbm.weight.copy_(W)
+            rbm.visible_bias.copy_(b)
+            rbm.hidden_bias.copy_(c)
+        return rbm
+
+    @property
+    def visible(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        return self.weight.shape[1]
+
+    def extra_repr(self) -> str:
+        return f"visible={self.visible}, hidden={self.hidden}"
+
+    def energy(self, z: Tensor, h: Tensor) -> Tensor:
+        """E(z, h) of bits z (*, M) and h (*, H), with shape (*)."""
+        return -(z @ self.visible_bias) - (h @ self.hidden_bias) - ((z @ self.weight) * h).sum(-1)
+
+    def free_energy(self, z: Tensor) -> Tensor:
+        """F(z) = -log sum_h exp(-E(z, h)) of bits z (*, M), in nats, with shape (*)."""
+        return -(z @ self.visible_bias) - softplus_sum(self.hidden_logits(z))
+
+    def hidden_logits(self, z: Tensor) -> Tensor:
+        """Log-odds of the hidden bits given z (*, M), with shape (*, H)."""
+        return F.linear(z, self.weight.T, self.hidden_bias)
+
+    def visible_logits(self, h: Tensor) -> Tensor:
+        """Log-odds of the visible bits given h (*, H), with shape (*, M)."""
+        return F.linear(h, self.weight, self.visible_bias)
+
+    def hidden_given_visible(self, z: Tensor) -> Bits:
+        """p(h | z) for z (*, M), a distribution over (*, H)."""
+        return Bits(self.hidden_logits(z))
+
+    def visible_given_hidden(self, h: Tensor) -> Bits:
+        """p(z | h) for h (*, H), a distribution over (*, M)."""
+        return Bits(self.visible_logits(h))
+
+    def log_partition(self) -> Tensor:
+        """Exact log Z, in nats, by enumerating the smaller layer; a float64 scalar.
+
+        Raises:
+            ValueError: If both layers have more than 25 units.
+        """
+        W, b, c = (p.detach().double() for p in (self.weight, self.visible_bias, self.hidden_bias))
+        if self.hidden < self.visible:
+            W, b, c = W.T, c, b
+        units = W.shape[0]
+        if units > MOST_UNITS_TO_ENUMERATE:
+            raise ValueError(
+                f"RBM.log_partition: the smaller layer has {units} units, and enumeration is for at most "
+                f"{MOST_UNITS_TO_ENUMERATE}; estimate log Z with latentbits.ais instead"
+            )
+        total = W.new_tensor(-torch.inf)
+        for first in range(0, 2**units, _STATES_PER_CHUNK):
+            s = all_states(units, first, min(first + _STATES_PER_CHUNK, 2**units), W)
+            total = torch.logaddexp(total, (s @ b + softplus_sum(c + s @ W)).logsumexp(0))
+        return total
+
+    def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
+        """log p(z) = -F(z) - log Z of bits z (*, M), in nats, with shape (*)."""
+        return -self.free_energy(z) - log_partition
+
+    def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
+        """A scalar whose gradient estimates that of log Z from model samples z (N, M) (Eq. 5)."""
+        return -self.free_energy(z_negative).mean()
+
+    @torch.no_grad()
+    def fit_base(self, means: Tensor, count: int) -> None:
+        """Start annealing from the factorized distribution with the bit means (M,) of ``count`` data."""
+        self.base_bias = torch.logit(clamp_means(means.double(), count)).to(self.weight)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # A buffer that is None takes no value by itself.
+        if prefix + "base_bias" in state_dict:
+            self.base_bias = torch.empty_like(self.visible_bias.detach())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class BernoulliPrior(nn.Module):
+    """Independent bits with the interface of an RBM: what is the RBM worth?
+
+    Attributes:
+        visible_bias: b, with shape (M,). F(z) = -z·b and log Z = sum_i softplus(b_i), exactly.
+    """
+
+    def __init__(self, visible: int) -> None:
+        super().__init__()
+        self.visible_bias = nn.Parameter(torch.zeros(visible))
+
+    @property
+    def visible(self) -> int:
+        return self.visible_bias.shape[0]
+
+    def free_energy(self, z: Tensor) -> Tensor:
+        """F(z) = -z·b of bits z (*, M), in nats, with shape (*)."""
+        return -(z @ self.visible_bias)
+
+    def log_partition(self) -> Tensor:
+        """Exact log Z, in nats; a float64 scalar."""
+        return F.softplus(self.visible_bias.double()).sum()
+
+    def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
+        """log p(z) of bits z (*, M), in nats, with shape (*)."""
+        return -self.free_energy(z) - log_partition
+
+    def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
+        """log Z itself, a scalar with the exact gradient; samples (N, M) are not needed."""
+        return self.log_partition().to(self.visible_bias.dtype)
+
+    @torch.no_grad()
+    def fit_base(self, means: Tensor, count: int) -> None:
+        """Set the bits' means (M,) to those of ``count`` data."""
+        self.visible_bias.copy_(torch.logit(clamp_means(means.double(), count)))
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Exact independent samples, with shape (n, M)."""
+        return bernoulli(self.visible_bias.expand(n, -1), generator)
+
+
+Prior = RBM | BernoulliPrior

@@ -1,0 +1,193 @@
+"""Pictures and tables from run folders: learning curves, samples, reconstructions, the encoder's output.
+
+The only module that imports a plotting library.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+
+from . import data
+from .evaluate import Evaluation, Likelihood
+from .model import LatentModel
+from .progress import STAGE_TITLES
+from .rbm import RBM
+from .runs import Run, load
+
+matplotlib.use("Agg")
+
+INK, ACCENT, SECOND = "#22303c", "#1f6fb2", "#c8553d"
+
+
+def grid(images: Tensor, shape: tuple[int, int], columns: int = 10, zoom: int = 2) -> Image.Image:
+    """Images with values in [0, 1], shape (N, D), as one picture of ``columns`` columns, ink on white."""
+    height, width = shape
+    rows = -(-len(images) // columns)
+    tiles = torch.ones(rows * columns, height + 2, width + 2)
+    tiles[: len(images), 1:-1, 1:-1] = 1 - images.reshape(-1, height, width).float().cpu()
+    sheet = tiles.view(rows, columns, height + 2, width + 2).transpose(1, 2).reshape(rows * (height + 2), -1)
+    levels = (sheet.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    picture = Image.fromarray(levels)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def zoom_for(shape: tuple[int, int]) -> int:
+    """Enlargement that makes a grid of ten columns about 600 pixels wide."""
+    return max(1, round(60 / (shape[1] + 2)))
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """An evaluation as a table for the terminal."""
+    table = Table(title=f"negative log-likelihood, {evaluation.split} split", title_justify="left")
+    for name in ("", "nats", "± Monte Carlo", "± over images", "bits/dim", "images", "K", "ESS"):
+        table.add_column(name, justify="left" if not name else "right")
+
+    def add(name: str, row: Likelihood) -> None:
+        table.add_row(
+            name,
+            f"{row.nll:.3f}",
+            f"{row.standard_error_monte_carlo:.3f}",
+            f"{row.standard_error_images:.3f}",
+            f"{row.bits_per_dimension:.4f}",
+            f"{row.images:,}",
+            f"{row.samples:,}" if row.samples else "",
+            f"{row.effective_sample_size:.1f}" if row.samples else "",
+        )
+
+    log_z = evaluation.log_partition
+    add("exact log Z" if log_z.method == "exact" else "AIS", evaluation.likelihood)
+    if evaluation.likelihood_fewer_samples:
+        add("the same, fewer samples", evaluation.likelihood_fewer_samples)
+    if evaluation.likelihood_raise:
+        add("RAISE", evaluation.likelihood_raise)
+    table.caption = "\n".join(_captions(evaluation))
+    table.caption_justify = "left"
+    return table
+
+
+def _captions(evaluation: Evaluation) -> list[str]:
+    lines = []
+    for log_z in (evaluation.log_partition, evaluation.log_partition_ais):
+        if log_z and log_z.method == "exact":
+            lines.append(f"log Z = {log_z.value:.3f}, exact")
+        elif log_z:
+            lines.append(
+                f"log Z = {log_z.value:.3f} ± {log_z.standard_error:.3f} by AIS, {log_z.chains:,} chains, "
+                f"{log_z.temperatures:,} {log_z.schedule} temperatures, ESS {log_z.effective_sample_size:,.0f}"
+            )
+    if raised := evaluation.likelihood_raise:
+        lines.append(
+            f"RAISE minus the first row on the same {raised.images:,} images: {raised.difference:+.3f} ± "
+            f"{raised.difference_standard_error:.3f} ({raised.resampled} resampled, "
+            f"{raised.temperatures:,} temperatures)"
+        )
+    return lines
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _series(rows: Sequence[dict[str, Any]], stage: str, name: str) -> tuple[list[int], list[float]]:
+    found = [(row["epoch"], row[name]) for row in rows if row["stage"] == stage and name in row]
+    return [epoch for epoch, _ in found], [value for _, value in found]
+
+
+def learning_curves(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    """A figure for each stage that has been trained, from the rows of ``metrics.jsonl``."""
+    figures = {}
+    if _series(rows, "autoencoder", "reconstruction")[0]:
+        figure, axes = _axes(STAGE_TITLES["autoencoder"], "epoch", "nats per image")
+        axes.plot(*_series(rows, "autoencoder", "reconstruction"), color=ACCENT, label="training, soft bits")
+        axes.plot(
+            *_series(rows, "autoencoder", "reconstruction_hard_bits"),
+            color=SECOND,
+            label="validation, hard bits",
+        )
+        axes.legend(frameon=False)
+        figures["curve-autoencoder"] = figure
+    for stage in ("rbm", "joint"):
+        epochs, nll = _series(rows, stage, "valid_nll")
+        if epochs:
+            figure, axes = _axes(STAGE_TITLES[stage], "epoch", "validation NLL, nats")
+            axes.plot(epochs, nll, color=ACCENT, marker="o", markersize=3)
+            best = min(range(len(nll)), key=nll.__getitem__)
+            axes.annotate(
+                f"{nll[best]:.2f}",
+                (epochs[best], nll[best]),
+                textcoords="offset points",
+                xytext=(0, 8),
+                color=INK,
+            )
+            if len(nll) > 10:  # the first epochs would flatten the rest
+                axes.set_ylim(min(nll) - 0.5, sorted(nll)[int(0.95 * len(nll))] + 0.5)
+            figures[f"curve-{stage}"] = figure
+    return figures
+
+
+def encoder_histogram(model: LatentModel, x: Tensor) -> Figure:
+    """Histogram of the encoder's output E(x) on data x (N, D), as in the paper's Figure 5."""
+    with torch.no_grad():
+        logits = model.encoder(x.float()).flatten().numpy()
+    figure, axes = _axes("encoder's output: log-odds of the bits", "log-odds", "share")
+    edge = float(np.quantile(np.abs(logits), 0.995))
+    axes.hist(
+        logits, bins=np.linspace(-edge, edge, 81).tolist(), weights=np.full(logits.size, 1 / logits.size), color=ACCENT
+    )
+    return figure
+
+
+def reconstructions(model: LatentModel, x: Tensor) -> Tensor:
+    """Data x (N, D) in rows of ten, each over its reconstruction from the most probable bits: (2 N, D)."""
+    x = x.float()
+    pairs = torch.stack([x.view(-1, 10, x.shape[1]), model.decode(model.encode(x)).view(-1, 10, x.shape[1])], 1)
+    return pairs.reshape(-1, x.shape[1])
+
+
+def draw(model: LatentModel | RBM, count: int, gibbs_steps: int, generator: torch.Generator) -> Tensor:
+    """Means of the pixels (count, D) given bits from chains of Gibbs steps that start at random bits."""
+    from .gibbs import gibbs, random_bits
+
+    if isinstance(model, LatentModel):
+        return model.sample(count, gibbs_steps, generator)
+    z = gibbs(model, random_bits(count, model, generator), gibbs_steps, generator)
+    with torch.no_grad():
+        return torch.sigmoid(model.visible_logits(torch.sigmoid(model.hidden_logits(z))))
+
+
+def write_pictures(run: Run, splits: data.Splits, folder: Path, gibbs_steps: int = 1000) -> list[Path]:
+    """Draw everything there is to see of a run into a folder; the paths of the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = learning_curves(run.metrics())
+    sheets: dict[str, Tensor] = {}
+    if (run.path / "model.safetensors").is_file():
+        model = load(run.path)
+        generator = torch.Generator().manual_seed(0)
+        sheets["samples"] = draw(model, 100, gibbs_steps, generator)
+        if isinstance(model, LatentModel):
+            sheets["reconstructions"] = reconstructions(model, splits.valid[:50])
+            figures["encoder-output"] = encoder_histogram(model, splits.valid[:2000])
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1])
+    for name, images in sheets.items():
+        paths.append(folder / f"{name}.png")
+        grid(images, splits.shape, zoom=zoom_for(splits.shape)).save(paths[-1])
+    return paths

@@ -1,0 +1,597 @@
+r"""The three stages of training, each a loop that reads top to bottom.
+
+1. ``train_autoencoder``: encoder and decoder with soft bits (section 3.1), then the conversion of the
+   encoder's output to a posterior.
+2. ``train_rbm``: the prior on bits drawn from that posterior, by CD and then persistent CD.
+3. ``train_joint``: everything together by VIMCO or contrastive reweighted wake-sleep (section 3.2).
+
+A run is a function of its configuration: the order of the data depends on seed, stage and epoch, and all
+noise comes from one generator whose state is part of every checkpoint. Validation has a generator of
+its own. So a run that was stopped and resumed gives the same weights as one that was not.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Adamax, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from . import data
+from .config import AutoencoderConfig, Config, JointConfig, RBMConfig, ValidationConfig
+from .evaluate import fit_prior_base, quick_nll
+from .fused import bernoulli
+from .gibbs import bfloat16_products, gibbs
+from .model import LatentModel, build
+from .nets import MLP, weight_matrices
+from .objectives import joint_losses
+from .progress import Display
+from .rbm import RBM, BernoulliPrior
+from .runs import STAGES, Run, RunError, load_state, save_state
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+STEPS_BETWEEN_CHECKS = 50
+CALIBRATION_IMAGES = 20_000
+CALIBRATION_UPDATES = 1000
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message names the last good state."""
+
+
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """The run was asked to stop, and its checkpoint is written."""
+
+
+@dataclass
+class State:
+    """Everything that a checkpoint holds."""
+
+    model: LatentModel | RBM
+    generator: torch.Generator
+    stage: str = STAGES[0]
+    step: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    rows: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    chains: Tensor | None = None
+    optimizers: dict[str, Optimizer] = field(default_factory=dict)
+    average: AveragedModel | None = None
+    restored: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        average = None if self.average is None else self.average.state_dict()
+        save_state(
+            path,
+            {
+                "stage": self.stage,
+                "step": self.step,
+                "seconds": self.seconds,
+                "best": self.best,
+                "rows": self.rows,
+                "totals": self.totals,
+                "generator": self.generator.get_state(),
+                "chains": self.chains,
+                "model": self.model.state_dict(),
+                "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
+                "average": average,
+            },
+        )
+
+    def restore(self, path: Path) -> None:
+        """Read a checkpoint; optimizers and average wait for :meth:`begin`, which makes them."""
+        saved = load_state(path)
+        for name in ("stage", "step", "seconds", "best", "rows", "totals", "chains"):
+            setattr(self, name, saved[name])
+        self.generator.set_state(saved["generator"])
+        self.model.load_state_dict(saved["model"])
+        self.restored = {"optimizers": saved["optimizers"], "average": saved["average"]}
+
+    def begin(self, stage: str, optimizers: dict[str, Optimizer], average: float = 0.0) -> None:
+        """Enter a stage, at its start or where the checkpoint left it."""
+        if self.stage != stage:
+            self.stage, self.step, self.totals, self.best = stage, 0, {}, math.inf
+        self.optimizers = optimizers
+        self.average = None
+        if average:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(average))
+        if self.restored.get("optimizers"):
+            for name, optimizer in optimizers.items():
+                optimizer.load_state_dict(self.restored["optimizers"][name])
+            if self.average is not None:
+                self.average.load_state_dict(self.restored["average"])
+        self.restored = {}
+
+    @property
+    def evaluated(self) -> LatentModel | RBM:
+        """The model that validation sees: the moving average where there is one."""
+        return self.model if self.average is None else cast(LatentModel | RBM, self.average.module)
+
+
+class Session:
+    """One sitting of a run: batches, checkpoints, metrics, the clock and the wish to stop."""
+
+    def __init__(
+        self, run: Run, config: Config, state: State, splits: data.Splits, deadline: float, display: Display
+    ) -> None:
+        self.run, self.config, self.state, self.splits = run, config, state, splits
+        self.deadline, self.display = deadline, display
+        self.stop = False
+        self._last_save = self._last_tick = time.monotonic()
+
+    def batches(
+        self,
+        stage: str,
+        x: Tensor,
+        epochs: int,
+        batch_size: int,
+        at_epoch_end: Callable[[], dict[str, float]],
+    ) -> Iterator[Tensor]:
+        """Batches (B, D) from the state's step to the stage's end; does the bookkeeping between them."""
+        state = self.state
+        per_epoch = max(1, len(x) // batch_size)
+        self.display.stage(stage, epochs * per_epoch, state.step)
+        while state.step < epochs * per_epoch:
+            epoch, i = divmod(state.step, per_epoch)
+            if i == 0 or self._order_of != (stage, epoch):
+                self._order_of = (stage, epoch)
+                order = epoch_order(self.config.seed, stage, epoch, len(x))
+            yield x[order[i * batch_size : (i + 1) * batch_size]]
+            state.step += 1
+            self.display.advance(state.step, state.totals)
+            if state.step % STEPS_BETWEEN_CHECKS == 0 or i + 1 == per_epoch:
+                self._check_finite()
+            if i + 1 == per_epoch:
+                self._end_epoch(epoch + 1, per_epoch, at_epoch_end)
+            self._checkpoint_if_due()
+
+    _order_of: tuple[str, int] = ("", -1)
+
+    def record(self, **values: Tensor) -> None:
+        """Add a step's values to the epoch's totals."""
+        for name, value in values.items():
+            self.state.totals[name] = self.state.totals.get(name, 0.0) + float(value)
+
+    def _end_epoch(self, epoch: int, per_epoch: int, at_epoch_end: Callable[[], dict[str, float]]) -> None:
+        state = self.state
+        self._tick()
+        row: dict[str, Any] = {"stage": state.stage, "epoch": epoch, "step": state.step}
+        row |= {name: total / per_epoch for name, total in state.totals.items()}
+        row |= at_epoch_end()
+        self._tick()
+        row["seconds"] = round(state.seconds, 3)
+        state.totals, state.rows = {}, state.rows + 1
+        self.run.append_metrics(row)
+        self.display.epoch(row)
+
+    def consider(self, nll: float) -> None:
+        """Keep the evaluated weights as the run's model if their validation NLL is the stage's best."""
+        if nll <= self.state.best:
+            self.state.best = nll
+            self.run.save_weights("model", self.state.evaluated)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self._last_tick
+        self._last_tick = now
+
+    def _check_finite(self) -> None:
+        bad = [name for name, total in self.state.totals.items() if not math.isfinite(total)]
+        bad += [name for name, p in self.state.model.named_parameters() if not p.isfinite().all()]
+        if bad:
+            kept = "the last good checkpoint is kept" if self.run.checkpoint.is_file() else "no checkpoint was made yet"
+            raise TrainingError(
+                f"{self.run.path}: {', '.join(bad[:3])} not finite in stage {self.state.stage}, step "
+                f"{self.state.step}; {kept}. Lower the learning rates, of the RBM first, in a new run"
+            )
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint now."""
+        self._check_finite()
+        self._tick()
+        self.state.save(self.run.checkpoint)
+        self._last_save = time.monotonic()
+
+    def _checkpoint_if_due(self) -> None:
+        now = time.monotonic()
+        if self.stop or now >= self.deadline:
+            self.checkpoint()
+            raise Stopped
+        if now - self._last_save > SECONDS_BETWEEN_CHECKPOINTS:
+            self.checkpoint()
+
+
+def epoch_order(seed: int, stage: str, epoch: int, count: int) -> Tensor:
+    """The order of the data in an epoch, with shape (count,): a function of its arguments alone."""
+    generator = torch.Generator().manual_seed((seed * len(STAGES) + STAGES.index(stage)) * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)
+
+
+def rate_factor(step: int, steps: int, decay: float) -> float:
+    """1, then falling linearly to 0 over the last share ``decay`` of the steps."""
+    left = (steps - step) / steps
+    return min(1.0, left / decay) if decay else 1.0
+
+
+def set_rates(optimizer: Optimizer, factor: float) -> None:
+    """Multiply each group's first learning rate by a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def _group(parameters: Any, rate: float, **options: float) -> dict[str, Any]:
+    return {"params": list(parameters), "lr": rate, "initial_lr": rate, **options}
+
+
+def soft_binarize(z: Tensor, u: Tensor, conversion: str) -> Tensor:
+    """B(z), Eq. 3, of encoder outputs z (B, M) with noise u (B, M) uniform on [0, 1).
+
+    As printed the noise is U(-0.5, 0.5), and z = 0 is not the middle; shifted by a half, so that the
+    function saturates at -1 and 1 as section 3.1 says, it is.
+    """
+    return (z + u - 0.5 if conversion == "literal" else z + u).clamp(0, 1)
+
+
+def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderConfig) -> None:
+    """Stage 1: maximise log p(x | B(E(x))), then convert the encoder to a posterior."""
+    state, splits = session.state, session.splits
+    optimizer = Adam([_group([*model.encoder.parameters(), *model.decoder.parameters()], config.learning_rate)])
+    state.begin("autoencoder", {"nets": optimizer})
+    steps = config.epochs * max(1, len(splits.train) // config.batch_size)
+
+    def validate() -> dict[str, float]:
+        x = splits.valid.float()
+        with torch.no_grad():
+            hard = model.likelihood((model.encoder(x) > 0).float()).log_prob(x)
+        return {"reconstruction_hard_bits": -float(hard.mean())}
+
+    for batch in session.batches("autoencoder", splits.train, config.epochs, config.batch_size, validate):
+        set_rates(optimizer, rate_factor(state.step, steps, config.decay))
+        x = batch.float()
+        z = model.encoder(x)
+        u = torch.rand(z.shape, generator=state.generator)
+        bits = soft_binarize(z, u, config.conversion)
+        if config.dropout:
+            bits = bits * (torch.rand(z.shape, generator=state.generator) >= config.dropout)
+        loss = -model.likelihood(bits).log_prob(x).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        session.record(reconstruction=loss.detach())
+
+    session.checkpoint()
+    scale, table = choose_scale(model, splits, config, session.config)
+    scale_logits(model, scale)
+    session.run.append_metrics({"stage": "conversion", "scale": scale, "nll_by_scale": table})
+    state.rows += 1
+    session.display.note(f"posterior = sigmoid({scale:g} E(x)); validation NLL by scale: {table}")
+
+
+@torch.no_grad()
+def scale_logits(model: LatentModel, scale: float) -> None:
+    """Multiply the encoder's output by a factor, inside its last layer."""
+    assert isinstance(model.encoder, MLP)
+    model.encoder.last.weight.mul_(scale)
+    model.encoder.last.bias.mul_(scale)
+
+
+def choose_scale(
+    model: LatentModel, splits: data.Splits, config: AutoencoderConfig, whole: Config
+) -> tuple[float, dict[str, float]]:
+    """The scale s of sigmoid(s E(x)) with the best validation NLL after a short stage 2, and the table."""
+    scales = (1.0,) if config.conversion == "literal" else config.scales
+    if len(scales) == 1:
+        return scales[0], {}
+    quick = ValidationConfig(images=1000, samples=100, ais_chains=500, ais_temperatures=500)
+    x = splits.train[:CALIBRATION_IMAGES]
+    with torch.no_grad():
+        logits = model.encoder(x.float())
+    trained_prior = model.prior
+    table: dict[str, float] = {}
+    for scale in scales:
+        model.prior = build_prior_like(trained_prior, whole.seed)
+        scale_logits(model, scale)
+        fit_prior_briefly(model.prior, scale * logits, whole)
+        table[f"{scale:g}"] = round(quick_nll(model, splits.valid, x, quick, whole.seed)[0], 3)
+        scale_logits(model, 1 / scale)
+    model.prior = trained_prior
+    return min(scales, key=lambda s: table[f"{s:g}"]), table
+
+
+def build_prior_like(prior: RBM | BernoulliPrior, seed: int) -> RBM | BernoulliPrior:
+    """A fresh prior of the same kind and size."""
+    if isinstance(prior, BernoulliPrior):
+        return BernoulliPrior(prior.visible)
+    return RBM(prior.visible, prior.hidden, generator=torch.Generator().manual_seed(seed))
+
+
+def fit_prior_briefly(prior: RBM | BernoulliPrior, logits: Tensor, whole: Config) -> None:
+    """CD-1 for a thousand updates on posterior logits (N, M): enough to compare scales."""
+    config, B = whole.rbm, whole.rbm.batch_size
+    generator = torch.Generator().manual_seed(whole.seed)
+    start_biases(prior, torch.sigmoid(logits).mean(0), len(logits))
+    if isinstance(prior, BernoulliPrior):
+        return
+    optimizer = SGD([_group(prior.parameters(), config.learning_rate, momentum=config.momentum)])
+    for step in range(CALIBRATION_UPDATES):
+        set_rates(optimizer, rate_factor(step, CALIBRATION_UPDATES, 0.5))
+        z = bernoulli(logits[torch.randint(len(logits), (B,), generator=generator)], generator)
+        contrastive_step(prior, optimizer, z, gibbs(prior, z, 1, generator))
+
+
+@torch.no_grad()
+def start_biases(prior: RBM | BernoulliPrior, means: Tensor, count: int) -> None:
+    """Set the visible biases to the log-odds of the bits' means (M,), as if the weights were zero."""
+    prior.fit_base(means, count)
+    if isinstance(prior, RBM):
+        assert prior.base_bias is not None
+        prior.visible_bias.copy_(prior.base_bias)
+
+
+def contrastive_step(prior: RBM | BernoulliPrior, optimizer: Optimizer, z: Tensor, z_negative: Tensor) -> Tensor:
+    """One ascent step on log p(z) (B, M) with model samples (N, M); returns the free-energy gap, a scalar."""
+    loss = prior.free_energy(z).mean() + prior.log_partition_surrogate(z_negative)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def cd_steps(epoch: int, config: RBMConfig) -> int:
+    """CD steps rise linearly from 1 in the first epoch to ``cd_steps`` in the last of the CD epochs."""
+    if config.cd_epochs <= 1:
+        return config.cd_steps
+    return round(1 + (config.cd_steps - 1) * min(1.0, epoch / (config.cd_epochs - 1)))
+
+
+def train_rbm(session: Session, config: RBMConfig) -> None:
+    """Stage 2: the prior on bits z ~ q(z | x), or on the data where there are no networks."""
+    state, splits, model = session.state, session.splits, session.state.model
+    prior = model if isinstance(model, RBM) else model.prior
+    weights, biases = weight_matrices(prior), [p for p in prior.parameters() if p.dim() == 1]
+    groups = [_group(biases, config.learning_rate, momentum=config.momentum)]
+    if weights:
+        groups.append(_group(weights, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay))
+    optimizer = SGD(groups)
+    starting = state.stage != "rbm"
+    state.begin("rbm", {"prior": optimizer})
+    per_epoch = max(1, len(splits.train) // config.batch_size)
+
+    def draw(x: Tensor) -> Tensor:
+        if isinstance(model, RBM):
+            return x.float()
+        with torch.no_grad():
+            return model.posterior(x.float()).sample(generator=state.generator)
+
+    if starting or state.step == 0:
+        with torch.no_grad():
+            means = splits.train.float().mean(0)
+            if isinstance(model, LatentModel):
+                means = torch.cat([model.posterior(x.float()).mean for x in splits.train.split(10_000)]).mean(0)
+        start_biases(prior, means, len(splits.train))
+
+    for batch in session.batches(
+        "rbm", splits.train, config.epochs, config.batch_size, lambda: validate_nll(session, config.epochs)
+    ):
+        epoch = state.step // per_epoch
+        set_rates(optimizer, rate_factor(state.step, config.epochs * per_epoch, config.decay))
+        z = draw(batch)
+        if epoch < config.cd_epochs:
+            z_negative = gibbs(prior, z, cd_steps(epoch, config), state.generator)
+        else:
+            if state.chains is None:
+                first = torch.arange(config.chains) % len(splits.train)
+                state.chains = draw(splits.train[first])
+            state.chains = z_negative = gibbs(prior, state.chains, config.pcd_steps, state.generator)
+        session.record(free_energy_gap=contrastive_step(prior, optimizer, z, z_negative))
+
+
+def validate_nll(session: Session, epochs: int) -> dict[str, float]:
+    """The quick validation NLL every so many epochs and after the last; keeps the best weights."""
+    config, state, splits = session.config, session.state, session.splits
+    epoch = sum(row.get("stage") == state.stage for row in session.run.metrics()) + 1
+    if epoch % config.validation.every and epoch != epochs:
+        return {}
+    nll, error = quick_nll(state.evaluated, splits.valid, splits.train, config.validation, config.seed)
+    session.consider(nll)
+    return {"valid_nll": nll, "log_partition_error": error}
+
+
+def train_joint(session: Session, model: LatentModel, config: JointConfig) -> None:
+    """Stage 3: encoder, decoder and prior by VIMCO or contrastive reweighted wake-sleep."""
+    state, splits, prior = session.state, session.splits, model.prior
+    make = Adam if config.optimizer == "adam" else Adamax
+    nets = make(
+        [
+            _group(model.encoder.parameters(), config.encoder_learning_rate),
+            _group(model.decoder.parameters(), config.decoder_learning_rate),
+        ]
+    )
+    sgd = SGD([_group(prior.parameters(), config.prior_learning_rate)])
+    starting = state.stage != "joint" or state.step == 0
+    state.begin("joint", {"nets": nets, "prior": sgd}, config.average)
+    if starting:
+        first = torch.arange(config.chains) % len(splits.train)
+        with torch.no_grad():
+            state.chains = model.posterior(splits.train[first].float()).sample(generator=state.generator)
+    steps = config.epochs * max(1, len(splits.train) // config.batch_size)
+    products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
+
+    for batch in session.batches(
+        "joint", splits.train, config.epochs, config.batch_size, lambda: validate_nll(session, config.epochs)
+    ):
+        factor = rate_factor(state.step, steps, config.decay)
+        set_rates(nets, factor)
+        set_rates(sgd, factor)
+        assert state.chains is not None
+        state.chains = gibbs(prior, state.chains, config.gibbs_steps, state.generator)
+        with products():
+            losses = joint_losses(
+                model, batch.float(), state.chains, config.objective, config.samples, config.backward_samples,
+                config.dropout, state.generator,
+            )  # fmt: skip
+            nets.zero_grad()
+            sgd.zero_grad()
+            (losses.decoder + losses.encoder + losses.prior).backward()
+        nets.step()
+        sgd.step()
+        shrink(model, config.weight_decay * factor)
+        if state.average is not None:
+            state.average.update_parameters(model)
+        session.record(
+            bound=losses.bound,
+            decoder_loss=losses.decoder.detach(),
+            free_energy_gap=losses.prior.detach(),
+            effective_sample_size=losses.effective_sample_size,
+        )
+
+
+@torch.no_grad()
+def shrink(model: LatentModel, amount: float) -> None:
+    """Decoupled weight decay of the networks' weight matrices."""
+    if amount:
+        for net in (model.encoder, model.decoder):
+            torch._foreach_mul_(weight_matrices(net), 1 - amount)
+
+
+def train(
+    config: Config,
+    run: Path | str,
+    resume: bool = False,
+    max_minutes: float | None = None,
+    data_dir: Path | str | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train a model in its three stages; the command ``latentbits train``.
+
+    Arguments:
+        config: What to train; see :mod:`latentbits.recipes`.
+        run: The run folder. It must be new, unless resuming.
+        resume: Go on from the folder's checkpoint; its configuration must be the same.
+        max_minutes: Stop, resumable, after so long. The schedules do not depend on it.
+        data_dir: Folder with the data set's published files.
+        quiet: Show no progress.
+
+    Returns:
+        The run folder. Whether it came to its end: :meth:`finished`.
+
+    Raises:
+        RunError: If the folder holds a run already, or another one than is to be resumed.
+        DataError: If the data are missing or damaged.
+        TrainingError: If a value is not finite.
+    """
+    folder = Run.open(run) if resume else None
+    if folder is not None and folder.config != config:
+        raise RunError(
+            f"{folder.path}: was started with another configuration ({describe_difference(folder.config, config)}); "
+            "resume it without options, or start a new run"
+        )
+    splits = data.load(config.data.name, data_dir)
+    if folder is None:
+        folder = Run.create(run, config)
+    state = new_state(config, splits)
+    if resume and folder.checkpoint.is_file():
+        state.restore(folder.checkpoint)
+    folder.truncate_metrics(state.rows)
+
+    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+    with Display(quiet) as display:
+        session = Session(folder, config, state, splits, deadline, display)
+        with stop_on_interrupt(session), contextlib.suppress(Stopped):
+            run_stages(session)
+        session.display.close()
+    return folder
+
+
+def describe_difference(old: Config, new: Config) -> str:
+    """The first few settings that differ, as ``section.name: old -> new``."""
+    differences = []
+    old_values, new_values = old.model_dump(), new.model_dump()
+    for section, values in old_values.items():
+        if not isinstance(values, dict):
+            values, other = {"": values}, {"": new_values[section]}
+        else:
+            other = new_values[section]
+        for name, value in values.items():
+            if other[name] != value:
+                differences.append(f"{section}{'.' if name else ''}{name}: {value} -> {other[name]}")
+    return ", ".join(differences[:4])
+
+
+def new_state(config: Config, splits: data.Splits) -> State:
+    """The state before the first step: random weights, and the decoder's bias at the data's mean logits."""
+    generator = torch.Generator().manual_seed(config.seed)
+    model = build(config.model, splits.dimensions, generator)
+    if isinstance(model, LatentModel):
+        assert isinstance(model.decoder, MLP)
+        with torch.no_grad():
+            model.decoder.last.bias.copy_(splits.mean_logits())
+    return State(model, generator)
+
+
+def run_stages(session: Session) -> None:
+    """Run the stages that the configuration asks for, from where the state stands."""
+    state, config, run = session.state, session.config, session.run
+    done = STAGES.index(state.stage) if state.stage in STAGES else len(STAGES)
+    model = state.model
+    if done <= 0 and config.autoencoder.epochs and isinstance(model, LatentModel):
+        train_autoencoder(session, model, config.autoencoder)
+        end_stage(session, "autoencoder")
+    if done <= 1 and config.rbm.epochs:
+        train_rbm(session, config.rbm)
+        end_stage(session, "rbm")
+    if done <= 2 and config.joint.epochs and isinstance(model, LatentModel):
+        train_joint(session, model, config.joint)
+        end_stage(session, "joint")
+    if state.stage != "finished":
+        if not (run.path / "model.safetensors").is_file():
+            run.save_weights("model", model)
+        state.stage, state.step, state.optimizers, state.average = "finished", 0, {}, None
+        session.checkpoint()
+
+
+def end_stage(session: Session, stage: str) -> None:
+    """Keep the stage's last weights, and enter the next stage in a checkpoint."""
+    state = session.state
+    if isinstance(state.evaluated, LatentModel):
+        fit_prior_base(state.evaluated, session.splits.train)
+    session.run.save_weights(stage, state.evaluated)
+    following = STAGES.index(stage) + 1
+    state.stage = STAGES[following] if following < len(STAGES) else "ended"
+    state.step, state.totals, state.best = 0, {}, math.inf
+    state.optimizers, state.average = {}, None
+    session.checkpoint()
+
+
+@contextlib.contextmanager
+def stop_on_interrupt(session: Session) -> Iterator[None]:
+    """Let the first Ctrl-C stop the run at the next step; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        session.stop = True
+        session.display.note("stopping after this step; press Ctrl-C again to stop at once")
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def finished(run: Run) -> bool:
+    """Whether a run came to the end of its stages."""
+    return run.checkpoint.is_file() and load_state(run.checkpoint)["stage"] == "finished"
