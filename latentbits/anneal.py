@@ -79,7 +79,7 @@ def _base(rbm: RBM, base_bias: Tensor | None) -> Tensor:
 
 def _betas(temperatures: int, schedule: Tensor | None) -> list[float]:
     betas = linear_schedule(temperatures) if schedule is None else schedule.double()
-    if len(betas) != temperatures + 1 or betas[0] != 0 or betas[-1] != 1 or (betas.diff() < 0).any():
+    if len(betas) != temperatures + 1 or betas[0] != 0 or betas[-1] != 1 or not (betas.diff() >= 0).all():
         raise ValueError(
             f"schedule: expected {temperatures + 1} values rising from 0 to 1 for temperatures="
             f"{temperatures}, got {len(betas)} from {float(betas[0])} to {float(betas[-1])}"
@@ -177,6 +177,7 @@ def raise_log_prob(
         raise ValueError(f"raise_log_prob: expected z of shape (B, {rbm.visible}), got {tuple(z.shape)}")
     betas = _betas(temperatures, schedule)
     base_bias = _base(rbm, base_bias)
+    z = z.to(rbm.weight)
     log_p = (-rbm.free_energy(z).double() - log_base_partition(rbm, base_bias)).repeat(chains)
 
     def advance(block: Block, rows: slice) -> None:
@@ -227,6 +228,8 @@ def adaptive_schedule(
     run_blocks(Weights(rbm, base_bias), z, generator, advance)
     spread = increments.std(1)
     spread = spread + 0.1 * spread.mean()  # no interval so wide that a surprise in it could go unseen
+    if not spread.sum() > 0:  # nothing varies, and any schedule will do
+        return linear_schedule(temperatures)
     length = torch.cat([spread.new_zeros(1), spread.cumsum(0)])
     targets = torch.linspace(0, float(length[-1]), temperatures + 1, dtype=torch.float64, device=length.device)
     right = torch.searchsorted(length, targets).clamp(1, pilot_temperatures)

@@ -322,21 +322,15 @@ def print_data(data_dir: Path | None = None) -> None:
     Args:
         data_dir: Folder with published files.
     """
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("data set", "file", "size", "present", "source"):
-        table.add_column(name, overflow="fold")
-    table.add_row("digits", "-", "1,797 images of 8x8", "yes", "comes with scikit-learn")
-    for i, file in enumerate(MNIST_FILES.values()):
+    console.print("digits: 1,797 images of 8x8, binarized at half of their 16 levels; comes with scikit-learn")
+    console.print("binarized-mnist: statically binarized MNIST, 50,000 / 10,000 / 10,000 images of 28x28")
+    for file in MNIST_FILES.values():
         path = find(file, data_dir)
-        table.add_row(
-            "" if i else "binarized-mnist",
-            file.name,
-            f"{file.rows:,} images of 28x28, {file.size / 1e6:.0f} MB",
-            str(path) if path else "no",
-            file.url,
+        console.print(
+            f"  {file.name}, {file.size / 1e6:.0f} MB: {f'in {path}' if path else f'absent; from {file.url}'}",
+            soft_wrap=True,
         )
-    console.print(table)
-    console.print(f"cache: {cache_dir()} (LATENTBITS_CACHE)")
+    console.print(f"cache: {cache_dir()} (LATENTBITS_CACHE)", soft_wrap=True)
 
 
 def _tyro(function: Callable[..., None], name: str) -> Callable[[Sequence[str]], int]:

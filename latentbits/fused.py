@@ -59,11 +59,24 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def map_blocks(function: Callable[[int], T], blocks: Sequence[int]) -> Iterable[T]:
-    """Run ``function(block)`` for each block index on all threads; results in order."""
+    """Run ``function(block)`` for each block index on all threads; results in order.
+
+    Tensor operations inside ``function`` are serial; ones that ran on several threads would spin in each
+    other's way.
+    """
     threads = torch.get_num_threads()
-    if threads == 1 or len(blocks) == 1:
+    if threads == 1:
         return [function(block) for block in blocks]
     return list(_pool(threads).map(function, blocks))
+
+
+def for_spans(loop: Callable[[int], None], count: int) -> None:
+    """Run a compiled loop over each of ``count`` spans of rows, on all threads if there are several."""
+    if count <= 1:  # no tensor operation inside, so nothing is gained elsewhere
+        for span in range(count):
+            loop(span)
+    else:
+        map_blocks(loop, range(count))
 
 
 def bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -79,10 +92,11 @@ def bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Tenso
         Bits as 0.0 or 1.0, with shape (*).
     """
     if not is_fused(logits.detach()):
-        p = torch.sigmoid(logits.detach())
+        precise = logits.dtype if logits.dtype == torch.float64 else torch.float32  # half rounds small p away
+        p = torch.sigmoid(logits.detach().to(precise))
         device = p.device if generator is None else generator.device
-        u = torch.rand(p.shape, dtype=p.dtype, device=device, generator=generator)
-        return (u.to(p.device) < p).to(p.dtype)
+        u = torch.rand(p.shape, dtype=precise, device=device, generator=generator)
+        return (u.to(p.device) < p).to(logits.dtype)
 
     a = logits.detach().contiguous().view(-1)
     out = torch.empty_like(a)
@@ -96,8 +110,7 @@ def bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Tenso
         i, j = spans[block]
         kernels.draw_rows(a_rows[i:j], bias, np.float32(1), key, np.uint32(0), np.uint32(block), out_rows[i:j])
 
-    if rows:
-        map_blocks(draw, range(len(spans)))
+    for_spans(draw, len(spans))
     if tail:
         kernels.draw_rows(
             a[None, rows * _ROW :].numpy(),
@@ -128,7 +141,7 @@ def softplus_sum(a: Tensor) -> Tensor:
     def add(block: int) -> None:
         kernels.softplus_sum(rows[spans[block]], bias, np.float32(1), out[spans[block]])
 
-    map_blocks(add, range(len(spans)))
+    for_spans(add, len(spans))
     return torch.from_numpy(out).to(a.dtype).view(a.shape[:-1])
 
 
@@ -141,7 +154,15 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
 
     Returns:
         Log-probabilities, with shape (K, B) or (B,).
+
+    Raises:
+        ValueError: If the shapes do not fit.
     """
+    if x.dim() != 2 or logits.shape[-2:] != x.shape or logits.dim() > 3:
+        raise ValueError(
+            f"bernoulli_log_prob: expected x (B, D) and logits (B, D) or (K, B, D), got {tuple(x.shape)} and "
+            f"{tuple(logits.shape)}"
+        )
     if not is_fused(x, logits):
         return (x * logits).sum(-1) - F.softplus(logits).sum(-1)
     data = x.contiguous().numpy()
@@ -152,5 +173,5 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
     def score(block: int) -> None:
         kernels.bernoulli_log_prob(data, rows[spans[block]], spans[block].start, out[spans[block]])
 
-    map_blocks(score, range(len(spans)))
+    for_spans(score, len(spans))
     return torch.from_numpy(out).to(logits.dtype).view(logits.shape[:-1])

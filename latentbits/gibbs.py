@@ -27,7 +27,7 @@ from . import kernels
 from .fused import Key, bernoulli, draw_key, is_fused, map_blocks
 from .rbm import RBM, Prior
 
-ROWS_PER_BLOCK = 500
+FEWEST_ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 500
 LARGEST_LOGIT_ERROR = 1e-4
 
 
@@ -163,6 +163,14 @@ class PlainBlock:
 Block = FusedBlock | PlainBlock
 
 
+def rows_per_block(chains: int) -> int:
+    """Rows of a block: few enough for the cache and for two threads, enough to be worth a call.
+
+    A function of the number of chains alone, so that streams do not depend on the machine.
+    """
+    return min(MOST_ROWS_PER_BLOCK, max(FEWEST_ROWS_PER_BLOCK, -(-chains // 2)))
+
+
 def run_blocks(
     weights: Weights, z: Tensor, generator: torch.Generator | None, advance: Callable[[Block, slice], None]
 ) -> None:
@@ -171,10 +179,11 @@ def run_blocks(
         advance(PlainBlock(weights, z, generator), slice(0, z.shape[0]))
         return
     key = draw_key(generator)
-    starts = range(0, z.shape[0], ROWS_PER_BLOCK)
+    size = rows_per_block(z.shape[0])
+    starts = range(0, z.shape[0], size)
 
     def run(block: int) -> None:
-        rows = slice(starts[block], min(z.shape[0], starts[block] + ROWS_PER_BLOCK))
+        rows = slice(starts[block], min(z.shape[0], starts[block] + size))
         with torch.no_grad():
             advance(FusedBlock(weights, z[rows], key, block), rows)
 

@@ -146,9 +146,23 @@ def joint_losses(
     """
     a = model.encoder(drop(x, dropout, generator))
     with torch.no_grad():
-        q = Bits(a.detach())
-        z = q.sample((samples,), generator)
-        log_w = model.likelihood(z).log_prob(x) - model.prior.free_energy(z) - q.log_prob(z)
+        z = Bits(a.detach()).sample((samples,), generator)
+    return losses_of_samples(model, x, a, z, z_negative, objective, backward_samples, generator)
+
+
+def losses_of_samples(
+    model: LatentModel,
+    x: Tensor,
+    a: Tensor,
+    z: Tensor,
+    z_negative: Tensor,
+    objective: str,
+    backward_samples: int = 0,
+    generator: torch.Generator | None = None,
+) -> Losses:
+    """As :func:`joint_losses`, given posterior logits a (B, M) and samples z (K, B, M) from them."""
+    with torch.no_grad():
+        log_w = model.likelihood(z).log_prob(x) - model.prior.free_energy(z) - Bits(a.detach()).log_prob(z)
         signal = (vimco if objective == "vimco" else wake)(log_w)
         if backward_samples:
             index = resample(signal.weights, backward_samples, generator)

@@ -161,9 +161,9 @@ class RBM(nn.Module):
         self.base_bias = torch.logit(clamp_means(means.double(), count)).to(self.weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        # A buffer that is None takes no value by itself.
-        if prefix + "base_bias" in state_dict:
-            self.base_bias = torch.empty_like(self.visible_bias.detach())
+        # A buffer that is None takes no value by itself, and one that is not wants one.
+        fitted = prefix + "base_bias" in state_dict
+        self.base_bias = torch.empty_like(self.visible_bias.detach()) if fitted else None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -188,7 +188,7 @@ class BernoulliPrior(nn.Module):
 
     def log_partition(self) -> Tensor:
         """Exact log Z, in nats; a float64 scalar."""
-        return F.softplus(self.visible_bias.double()).sum()
+        return F.softplus(self.visible_bias.detach().double()).sum()
 
     def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
         """log p(z) of bits z (*, M), in nats, with shape (*)."""
@@ -196,7 +196,7 @@ class BernoulliPrior(nn.Module):
 
     def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
         """log Z itself, a scalar with the exact gradient; samples (N, M) are not needed."""
-        return self.log_partition().to(self.visible_bias.dtype)
+        return F.softplus(self.visible_bias).sum()
 
     @torch.no_grad()
     def fit_base(self, means: Tensor, count: int) -> None:

@@ -1,0 +1,154 @@
+"""The command line: the whole way on a tiny run, and every refusal in a line with status 2."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from latentbits.cli import main, parse_train
+from latentbits.recipes import RECIPES
+from latentbits.runs import Run
+
+TINY = (
+    "--model.layers 16 --model.latent 8 --model.hidden 6 --autoencoder.epochs 2 --autoencoder.scales 1 2 "
+    "--rbm.cd-epochs 1 --rbm.pcd-epochs 1 --joint.epochs 2 --joint.samples 5 --validation.every 1 "
+    "--validation.images 50 --validation.samples 5"
+).split()
+QUICK = "--samples 20 --chains 50 --temperatures 50 --raise-images 10 --raise-temperatures 20".split()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "digits", "--run", str(path), *TINY]) == 0
+    return path
+
+
+def test_overrides_and_defaults():
+    config, options = parse_train(["digits", "--joint.samples", "7", "--model.layers", "5", "6", "--max-minutes", "3"])
+    assert config.joint.samples == 7
+    assert config.model.layers == (5, 6)
+    assert options.max_minutes == 3
+    assert config.rbm == RECIPES["digits"].make().rbm
+
+
+def test_evaluate_writes_a_record_and_a_table(run, tmp_path, capsys):
+    out = tmp_path / "result.json"
+    assert main(["evaluate", str(run), "--split", "valid", "--images", "40", "--out", str(out), *QUICK]) == 0
+    record = json.loads(out.read_text())
+    assert record == json.loads((run / "evaluation.json").read_text())
+    likelihood = record["evaluation"]["likelihood"]
+    assert likelihood["images"] == 40
+    assert 10 < likelihood["nll"] < 64
+    assert likelihood["standard_error_monte_carlo"] > 0
+    assert record["images"] == "first 40 of 300"
+    assert {"seed", "command", "commit", "data_checksum", "wall_seconds", "machine", "versions"} <= record.keys()
+    assert "negative log-likelihood, valid split" in capsys.readouterr().out
+    # nothing is overwritten without being asked
+    assert main(["evaluate", str(run), "--out", str(out), *QUICK]) == 2
+    assert "add --overwrite" in capsys.readouterr().err
+
+
+def test_evaluating_does_not_change_the_run(run):
+    before = {path.name: path.read_bytes() for path in run.glob("*.safetensors")}
+    assert main(["evaluate", str(run), *QUICK]) == 0
+    assert {path.name: path.read_bytes() for path in run.glob("*.safetensors")} == before
+
+
+def test_sample_draws_a_grid_and_overwrites_only_if_asked(run, tmp_path, capsys):
+    path = tmp_path / "grid.png"
+    arguments = ["sample", str(run), "--count", "12", "--gibbs-steps", "5", "--out", str(path)]
+    assert main(arguments) == 0
+    with Image.open(path) as picture:
+        assert picture.width / picture.height == pytest.approx(10 / 2)
+        assert picture.getextrema()[0] < 100 < 200 < picture.getextrema()[1]
+    content = path.read_bytes()
+    assert main(arguments) == 2
+    assert "exists; add --overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+    assert path.read_bytes() == content  # the same seed, the same picture
+
+
+def test_report_draws_every_stage(run, capsys):
+    assert main(["report", str(run), "--gibbs-steps", "5"]) == 0
+    pictures = {path.stem for path in (run / "report").iterdir()}
+    assert pictures == {
+        "curve-autoencoder",
+        "curve-rbm",
+        "curve-joint",
+        "samples",
+        "reconstructions",
+        "encoder-output",
+    }
+    for path in (run / "report").iterdir():
+        with Image.open(path) as picture:
+            assert min(picture.size) > 50
+
+
+def test_recipes_data_and_help_are_listed(capsys):
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in RECIPES)
+    assert main(["data"]) == 0
+    assert "binarized_mnist_train.amat" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "usage: latentbits COMMAND" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys):
+    path = tmp_path / "run"
+    assert main(["train", "digits", "--run", str(path), "--max-minutes", "1e-9", *TINY]) == 0
+    assert f"next: latentbits train digits --run {path} --resume" in capsys.readouterr().out.replace("\n", "")
+    # the overrides of the start need not be given again
+    assert main(["train", "digits", "--run", str(path), "--resume"]) == 0
+    assert "finished:" in capsys.readouterr().out
+    assert Run(path).config.model.latent == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (["trian"], ["command: expected one of train,", "did you mean train?"]),
+        (["train", "digit"], ["recipe: expected one of digits,", "did you mean digits?"]),
+        (
+            ["train", "digits", "--joint.samples", "1", "--rbm.momentum", "2", "--seed", "-1"],
+            ["--joint.samples: Input should be greater", "--rbm.momentum: Input", "--seed: Input", "got -1"],
+        ),
+        (["train", "digits", "--model.layers", "0"], ["layers: widths must be at least 1, got (0,)"]),
+        (["train", "digits", "--model.network", "none"], ["nothing to train in stages 1 and 3"]),
+        (["train", "digits", "--max-minutes", "-1"], ["--max-minutes: expected a positive number, got -1"]),
+        (["train", "mnist-mlp", "--data-dir", "/nowhere"], ["binarized_mnist_train.amat", "--data-dir"]),
+        (["train", "digits", "--resume", "--run", "/nowhere"], ["expected a run folder with config.json"]),
+        (["evaluate", "/nowhere"], ["/nowhere: expected a run folder"]),
+        (["sample", "/nowhere"], ["/nowhere: expected a run folder"]),
+        (["report", "/nowhere"], ["/nowhere: expected a run folder"]),
+    ],
+)
+def test_refusals_name_every_problem(arguments, lines, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert all(line in errors for line in lines)
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []  # refused before anything is made
+
+
+@pytest.mark.parametrize("arguments", [["train", "digits", "--joint.sample", "4"], ["evaluate"], ["sample", "x", "-y"]])
+def test_the_parsers_own_refusals_have_status_2(arguments):
+    with pytest.raises(SystemExit) as refusal:
+        main(arguments)
+    assert refusal.value.code == 2
+
+
+def test_a_second_start_in_the_same_folder_is_refused(run, capsys):
+    assert main(["train", "digits", "--run", str(run), *TINY]) == 2
+    assert "nothing is overwritten; go on with --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_recipes_are_whole(name):
+    config = RECIPES[name].make()
+    assert config.recipe == name
+    assert RECIPES[name].summary.endswith(".")
+    assert type(config).model_validate_json(config.model_dump_json()) == config

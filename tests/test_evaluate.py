@@ -1,0 +1,126 @@
+"""Evaluations against exact log-likelihoods; error bars against the spread of repeated evaluations."""
+
+import math
+from importlib import import_module
+
+import exact
+import numpy as np
+import pytest
+import torch
+from checks import LIMIT, machine, mean_scores, random_rbm, seeded
+from test_objectives import exact_tables, small_model
+
+from latentbits import BernoulliPrior, Counts, LatentModel, evaluate
+from latentbits.config import ValidationConfig
+from latentbits.evaluate import exact_log_partition, fit_prior_base, quick_nll
+
+MODULE = import_module("latentbits.evaluate")
+COUNTS = Counts(samples=2000, chains=200, temperatures=200, raise_images=50, raise_resampled=4, raise_temperatures=200)
+
+
+@pytest.fixture
+def model():
+    return small_model(2)
+
+
+@pytest.fixture
+def x():
+    return torch.bernoulli(torch.full((60, 4), 0.5), generator=seeded(5))
+
+
+def exact_nll(model, x):
+    return -exact_tables(model, x)[1].log_prob().detach()
+
+
+def test_both_sides_hold_the_exact_value(model, x):
+    result = evaluate(model, x, "valid", COUNTS, generator=seeded(0))
+    exact = exact_nll(model, x)
+    assert result.log_partition.method == "exact"
+    assert abs(result.likelihood.nll - float(exact.mean())) < LIMIT * result.likelihood.standard_error_monte_carlo
+    raised = result.likelihood_raise
+    assert abs(raised.nll - float(exact[:50].mean())) < LIMIT * raised.standard_error_monte_carlo + 0.02
+    assert raised.images == 50
+    annealed = result.log_partition_ais
+    assert abs(annealed.value - result.log_partition.value) < LIMIT * annealed.standard_error
+    assert result.likelihood_fewer_samples.samples == 200
+    assert result.likelihood.bits_per_dimension == pytest.approx(result.likelihood.nll / 4 / math.log(2))
+    assert result.likelihood.standard_error_images == pytest.approx(float(exact.std()) / math.sqrt(60), rel=0.05)
+
+
+def test_ais_stands_in_where_log_z_cannot_be_summed(model, x, monkeypatch):
+    monkeypatch.setattr(MODULE, "exact_log_partition", lambda prior: None)
+    result = evaluate(model, x, "valid", COUNTS, generator=seeded(1))
+    assert result.log_partition.method == "ais"
+    assert result.log_partition_ais is None
+    error = result.likelihood.standard_error_monte_carlo
+    assert error > result.log_partition.standard_error  # the chains' error is part of it
+    assert abs(result.likelihood.nll - float(exact_nll(model, x).mean())) < LIMIT * error
+    with pytest.raises(ValueError, match="leaves log Z unknown"):
+        evaluate(model, x, "valid", COUNTS._replace(chains=0), generator=seeded(1))
+
+
+def test_monte_carlo_error_is_the_spread_of_repeated_evaluations(model, x, monkeypatch):
+    monkeypatch.setattr(MODULE, "exact_log_partition", lambda prior: None)
+    counts = Counts(samples=50, chains=20, temperatures=5, raise_temperatures=0)
+    results = [evaluate(model, x, "valid", counts, "linear", seeded(s)).likelihood for s in range(200)]
+    observed = np.std([result.nll for result in results], ddof=1)
+    claimed = np.mean([result.standard_error_monte_carlo for result in results])
+    # 200 repeats give a standard deviation to 5 %, and the delta method has its own few per cent
+    assert observed == pytest.approx(claimed, rel=0.25)
+
+
+def test_raise_through_the_model_is_unbiased_for_the_annealed_likelihood(model, x):
+    """With two temperatures p_ann is far from p: RAISE must follow p_ann, and tighten with more."""
+    rbm = model.prior
+    base = rbm.visible_bias.detach().double().numpy()
+    states = exact.states(3)
+    logits = model.decoder(torch.tensor(states, dtype=torch.float32)).double().detach().numpy()
+    p = 1 / (1 + np.exp(-logits))
+    image = x[0].numpy()
+    likelihood = np.where(image > 0.5, p, 1 - p).prod(1)
+    gaps = []
+    for temperatures in (2, 8):
+        p_ann = exact.annealing_probabilities(machine(rbm), base, np.linspace(0, 1, temperatures + 1))
+        target = float(likelihood @ p_ann)
+        counts = Counts(50, 0, 0, 1, 4, temperatures)
+        estimates = [
+            math.exp(-evaluate(model, x[:1], "valid", counts, "linear", seeded(s)).likelihood_raise.nll)
+            for s in range(400)
+        ]
+        assert abs(mean_scores(np.array(estimates)[:, None], target)[0]) < LIMIT
+        gaps.append(abs(math.log(target) - math.log(float(likelihood @ exact.probabilities(machine(rbm))))))
+    assert gaps[1] < gaps[0]
+
+
+def test_an_rbm_over_the_data(x):
+    rbm = random_rbm(4, 3, 1, scale=0.7)
+    result = evaluate(rbm, x, "test", COUNTS, generator=seeded(0))
+    exact = -float(rbm.log_prob(x, rbm.log_partition()).detach().double().mean())
+    assert result.likelihood.nll == pytest.approx(exact, abs=1e-5)
+    assert result.likelihood.samples == 0
+    assert abs(result.likelihood_raise.difference) < LIMIT * result.likelihood_raise.difference_standard_error + 0.02
+
+
+def test_a_factorized_prior_is_exact_and_has_no_other_side(model, x):
+    factorized = LatentModel(model.encoder, model.decoder, BernoulliPrior(3))
+    fit_prior_base(factorized, x)
+    result = evaluate(factorized, x, "test", COUNTS, generator=seeded(0))
+    assert result.log_partition.method == "exact"
+    assert result.log_partition.value == pytest.approx(3 * math.log(2))
+    assert result.likelihood_raise is None
+    assert exact_log_partition(BernoulliPrior(40)) is not None
+
+
+def test_base_is_fitted_to_the_posteriors_means(model, x):
+    fit_prior_base(model, x)
+    means = model.posterior(x).mean.mean(0).detach().clamp(1 / 62, 61 / 62)
+    torch.testing.assert_close(torch.sigmoid(model.prior.base_bias), means, atol=1e-5, rtol=0)
+
+
+def test_quick_estimate_is_near_and_repeats_with_its_seed(model, x):
+    config = ValidationConfig(images=60, samples=300, ais_chains=100, ais_temperatures=100)
+    first = quick_nll(model, x, x, config, 0)
+    torch.rand(3)
+    assert quick_nll(model, x, x, config, 0) == first
+    assert quick_nll(model, x, x, config, 1) != first
+    assert abs(first[0] - float(exact_nll(model, x).mean())) < 0.05

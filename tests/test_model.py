@@ -1,0 +1,137 @@
+"""The hybrid model's densities and bounds against enumeration."""
+
+import exact_latent
+import numpy as np
+import pytest
+import torch
+from checks import LIMIT, chi_square_score, mean_scores, seeded
+from test_objectives import D, M, exact_tables, small_model
+
+import latentbits.model
+from latentbits import RBM, BernoulliPrior, Config, LatentModel
+from latentbits.config import ModelConfig
+from latentbits.model import build
+
+
+@pytest.fixture
+def model():
+    return small_model(1)
+
+
+@pytest.fixture
+def x():
+    return torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
+
+
+def test_log_weights_are_the_enumerated_ones(model, x):
+    _, tables = exact_tables(model, x)
+    z = tables.z.float()[:, None].expand(-1, len(x), -1)  # (V, B, M): every state as a sample
+    log_w = model.log_weight(x, z) - float(model.prior.log_partition())
+    np.testing.assert_allclose(log_w.detach().T, tables.weights().log().detach(), atol=2e-5)
+
+
+def test_log_weight_draws_as_many_samples_as_asked(model, x):
+    assert model.log_weight(x, 5, seeded(0)).shape == (5, 2)
+    assert torch.equal(model.log_weight(x, 5, seeded(0)), model.log_weight(x, 5, seeded(0)))
+
+
+def test_bound_is_the_enumerated_one_below_log_prob_and_rises(model, x):
+    _, tables = exact_tables(model, x)
+    log_z = model.prior.log_partition()
+    n = 20_000
+    means = []
+    for K in (1, 2, 4):
+        values = model.log_prob(x.repeat(n, 1), K, log_z, seeded(K)).view(n, len(x)).numpy()
+        assert np.abs(mean_scores(values, tables.bound(K).detach().numpy())).max() < LIMIT
+        means.append(values.mean(0))
+    exact = tables.log_prob().detach().numpy()
+    assert (means[0] < means[1]).all()
+    assert (means[1] < means[2]).all()
+    assert (means[2] < exact).all()
+
+
+def test_many_samples_reach_log_prob(model, x):
+    _, tables = exact_tables(model, x)
+    sums = model.importance_sums(x, 100_000, generator=seeded(0))
+    difference = sums.log_mean - model.prior.log_partition() - tables.log_prob().detach()
+    assert (difference.abs() < LIMIT * sums.variance.sqrt()).all()
+    assert (sums.variance.sqrt() < 0.02).all()
+
+
+def test_monte_carlo_variance_is_the_spread_of_repeated_estimates(model, x):
+    sums = model.importance_sums(x.repeat(2000, 1), 400, generator=seeded(0))
+    observed = sums.log_mean.view(2000, 2).std(0)
+    claimed = sums.variance.view(2000, 2).mean(0).sqrt()
+    # 2,000 repeats give a standard deviation to 1.6 %; the delta method is good to a few per cent here
+    torch.testing.assert_close(observed, claimed, rtol=0.12, atol=0)
+
+
+def test_kept_samples_follow_the_true_posterior(model, x, monkeypatch):
+    """Chunks of 40 samples, so that the draws between chunks matter as much as those within one."""
+    monkeypatch.setattr(latentbits.model, "ELEMENTS_PER_CHUNK", 40 * x.shape[1])
+    _, tables = exact_tables(model, x)
+    posterior = (tables.likelihood * tables.prior).detach()
+    posterior = posterior / posterior.sum(1, keepdim=True)
+    for b in range(len(x)):
+        z = torch.cat([model.importance_sums(x[b : b + 1], 400, 4, seeded(s)).z[:, 0] for s in range(300)])
+        index = (z.double() @ (2.0 ** torch.arange(M - 1, -1, -1, dtype=torch.float64))).long()
+        counts = torch.bincount(index, minlength=2**M).numpy()
+        assert chi_square_score(counts, posterior[b].numpy()) < LIMIT
+
+
+def test_chunks_do_not_change_what_is_estimated(model, x, monkeypatch):
+    whole = model.importance_sums(x, 60_000, generator=seeded(0))
+    monkeypatch.setattr(latentbits.model, "ELEMENTS_PER_CHUNK", 1000)
+    chunked = model.importance_sums(x, 60_000, generator=seeded(1))
+    spread = (whole.variance + chunked.variance).sqrt()
+    assert ((whole.log_mean - chunked.log_mean).abs() < LIMIT * spread).all()
+    torch.testing.assert_close(whole.effective_sample_size, chunked.effective_sample_size, rtol=0.05, atol=0)
+
+
+def test_encode_and_decode_are_the_most_probable_bits_and_the_mean(model, x):
+    bits = model.encode(x)
+    p = model.posterior(x).mean
+    assert torch.equal(bits, (p > 0.5).float())
+    torch.testing.assert_close(model.decode(bits), torch.sigmoid(model.decoder(bits)).detach())
+
+
+def test_samples_have_the_models_means(model):
+    rbm = tuple(p.detach().double() for p in (model.prior.weight, model.prior.visible_bias, model.prior.hidden_bias))
+    p = exact_latent.prior_table(*rbm)
+    expected = p @ torch.sigmoid(model.decoder(exact_latent.states(M).float())).double().detach()
+    samples = model.sample(20_000, gibbs_steps=60, generator=seeded(0))
+    assert samples.shape == (20_000, D)
+    assert np.abs(mean_scores(samples.numpy(), expected.numpy())).max() < LIMIT
+
+
+def test_fewer_than_one_sample_is_refused(model, x):
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        model.log_prob(x, 0, 0.0)
+
+
+def test_build_is_a_function_of_its_generator():
+    config = ModelConfig(layers=(6,), latent=5, hidden=4)
+    torch.manual_seed(1)
+    first = build(config, 9, seeded(3))
+    torch.manual_seed(2)
+    second = build(config, 9, seeded(3))
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    other = build(config, 9, seeded(4))
+    assert not torch.equal(first.prior.weight, other.prior.weight)
+
+
+def test_build_has_the_papers_shapes():
+    model = build(Config().model, 784, seeded(0))
+    assert isinstance(model, LatentModel)
+    widths = [layer.weight.shape[::-1] for layer in model.encoder if isinstance(layer, torch.nn.Linear)]
+    assert widths == [(784, 200), (200, 200), (200, 100), (100, 100), (100, 200)]
+    mirror = [layer.weight.shape for layer in model.decoder if isinstance(layer, torch.nn.Linear)]
+    assert mirror == widths[::-1]
+    assert (model.prior.visible, model.prior.hidden) == (200, 400)
+
+
+def test_build_of_the_ablations():
+    assert isinstance(build(ModelConfig(prior="bernoulli"), 9).prior, BernoulliPrior)
+    rbm = build(ModelConfig(network="none", hidden=7), 9)
+    assert isinstance(rbm, RBM)
+    assert (rbm.visible, rbm.hidden) == (9, 7)

@@ -1,0 +1,230 @@
+"""Signals against direct loops; gradients in expectation against autograd through enumerated objectives."""
+
+import copy
+import math
+
+import exact_latent
+import numpy as np
+import pytest
+import torch
+from checks import LIMIT, mean_scores, random_rbm, seeded
+
+from latentbits import LatentModel, resample, vimco, wake
+from latentbits.distributions import Bits
+from latentbits.nets import MLP
+from latentbits.objectives import drop, effective_sample_size, joint_losses, losses_of_samples
+
+D, M, H, K = 4, 3, 2, 3
+
+
+def small_model(seed=0):
+    """A model with weights large enough that posterior, bound and exact log p(x) differ visibly."""
+    torch.manual_seed(seed)
+    model = LatentModel(MLP([D, 5, M]), MLP([M, 5, D]), random_rbm(M, H, seed, scale=1.0))
+    with torch.no_grad():
+        for net in (model.encoder, model.decoder):
+            for p in net.parameters():
+                p.mul_(2.5)
+    return model
+
+
+@pytest.fixture
+def model():
+    return small_model()
+
+
+@pytest.fixture
+def x():
+    return torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
+
+
+def exact_tables(model, x):
+    """The oracle's tables over float64 copies of the model's parameters; the copies carry the gradients."""
+    twin = copy.deepcopy(model).double()
+    rbm = (twin.prior.weight, twin.prior.visible_bias, twin.prior.hidden_bias)
+    return twin, exact_latent.Tables(twin.encoder, twin.decoder, rbm, x.double())
+
+
+def flat(gradients):
+    return torch.cat([g.flatten() for g in gradients]).numpy()
+
+
+def direct_vimco(log_w):
+    """Algorithm 2 for one datum, in Python floats: bound, weights and signals of K log-weights."""
+    n = len(log_w)
+    w = [math.exp(value) for value in log_w]
+    bound = math.log(sum(w) / n)
+    signals = []
+    for i in range(n):
+        rest = [w[j] for j in range(n) if j != i]
+        geometric = math.prod(rest) ** (1 / (n - 1))
+        signals.append(bound - math.log((geometric + sum(rest)) / n) - w[i] / sum(w))
+    return bound, [value / sum(w) for value in w], signals
+
+
+@pytest.mark.parametrize("samples", [2, 3, 7])
+def test_vimco_equals_direct_double_loop(samples):
+    log_w = 2 * torch.randn(samples, 6, generator=seeded(samples), dtype=torch.float64)
+    signal = vimco(log_w)
+    for b in range(6):
+        bound, weights, signals = direct_vimco(log_w[:, b].tolist())
+        assert float(signal.bound[b]) == pytest.approx(bound, abs=1e-12)
+        assert signal.weights[:, b].tolist() == pytest.approx(weights, abs=1e-12)
+        assert signal.encoder_signal[:, b].tolist() == pytest.approx(signals, abs=1e-12)
+
+
+def test_vimco_with_one_dominant_weight_is_finite():
+    """Leaving the dominant one out by subtraction would give log 0."""
+    signal = vimco(torch.tensor([[-10_000.0], [-10_400.0], [-10_500.0]]))
+    assert all(part.isfinite().all() for part in signal)
+    assert float(signal.bound) == pytest.approx(-10_000 - math.log(3))
+    # the baseline is what the two others leave: log((w_2 + w_3 + sqrt(w_2 w_3)) / 3)
+    assert float(signal.encoder_signal[0]) == pytest.approx(400 - 1, abs=1e-2)
+
+
+def test_vimco_does_not_change_with_the_scale_of_the_weights():
+    log_w = torch.randn(5, 4, generator=seeded(0), dtype=torch.float64)
+    shifted = vimco(log_w + 1000)
+    torch.testing.assert_close(shifted.encoder_signal, vimco(log_w).encoder_signal)
+    torch.testing.assert_close(shifted.bound - 1000, vimco(log_w).bound)
+
+
+@pytest.mark.parametrize("signal", [vimco, wake])
+@pytest.mark.parametrize("shape", [(1, 3), (3,), (2, 3, 4)])
+def test_one_sample_or_a_wrong_shape_is_refused(signal, shape):
+    with pytest.raises(ValueError, match=r"log_w: expected shape \(K, B\) with K of 2 or more, got"):
+        signal(torch.zeros(shape))
+
+
+def test_signals_in_expectation_are_the_gradients_of_the_enumerated_bound(model, x):
+    """Sum over all K-tuples: encoder by VIMCO's signals, decoder and prior by the weights."""
+    twin, tables = exact_tables(model, x)
+    tuples = tables.tuples(K)
+    for b in range(len(x)):
+        log_w = tables.weights().log()[b, tuples].detach()  # (V^K, K)
+        signal = vimco(log_w.T)
+        p = tables.tuple_probabilities(K)[b].detach()
+        log_q = tables.q.log()[b, tuples]
+        log_joint = (tables.likelihood * tables.prior).log()[b, tuples]
+        surrogate = (p[:, None] * signal.encoder_signal.T * log_q).sum()
+        surrogate = surrogate + (p[:, None] * signal.weights.T * log_joint).sum()
+        parameters = list(twin.parameters())
+        expected = torch.autograd.grad(tables.bound(K)[b], parameters, retain_graph=True)
+        actual = torch.autograd.grad(surrogate, parameters, retain_graph=True)
+        np.testing.assert_allclose(flat(actual), flat(expected), atol=1e-10)
+
+
+def sampled_gradients(model, x, objective, backward_samples, groups=40, batch=2500):
+    """Gradients (groups, P) of the summed losses, each over a large batch of the same data and exact negatives."""
+    generator = seeded(1)
+    rbm = (model.prior.weight, model.prior.visible_bias, model.prior.hidden_bias)
+    p = exact_latent.prior_table(*(q.detach().double() for q in rbm))
+    z_all = exact_latent.states(M).float()
+    rows = []
+    for _ in range(groups):
+        z_negative = z_all[torch.multinomial(p, batch, replacement=True, generator=generator)]
+        losses = joint_losses(
+            model, x.repeat(batch, 1), z_negative, objective, K, backward_samples, generator=generator
+        )
+        total = losses.decoder + losses.encoder + losses.prior
+        rows.append(flat(torch.autograd.grad(total, list(model.parameters()))))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("backward_samples", [0, 1, 2])
+def test_vimco_losses_sampled(model, x, backward_samples):
+    """The whole step, samples, sparse backward and negative phase included, against minus grad L_K."""
+    twin, tables = exact_tables(model, x)
+    expected = -flat(torch.autograd.grad(tables.bound(K).mean(), list(twin.parameters())))
+    scores = mean_scores(sampled_gradients(model, x, "vimco", backward_samples), expected)
+    assert np.abs(scores).max() < LIMIT
+
+
+@pytest.mark.parametrize("backward_samples", [0, 2])
+def test_wake_sleep_losses_sampled(model, x, backward_samples):
+    """Decoder and prior as before; the encoder has the wake and the sleep expectation, and no objective."""
+    twin, tables = exact_tables(model, x)
+    generative = [*twin.decoder.parameters(), *twin.prior.parameters()]
+    of_bound = torch.autograd.grad(tables.bound(K).mean(), generative, retain_graph=True)
+    rbm = (twin.prior.weight, twin.prior.visible_bias, twin.prior.hidden_bias)
+    phases = tables.wake(K).mean() + exact_latent.sleep(twin.encoder, twin.decoder, rbm, D)
+    of_encoder = torch.autograd.grad(phases, list(twin.encoder.parameters()))
+    expected = -np.concatenate([flat(of_encoder), flat(of_bound)])
+    scores = mean_scores(sampled_gradients(model, x, "crws", backward_samples), expected)
+    assert np.abs(scores).max() < LIMIT
+
+
+def test_the_two_objectives_move_the_encoder_differently(model, x):
+    """What the tests above tell apart: at K = 3 the two encoder updates are far from each other."""
+    twin, tables = exact_tables(model, x)
+    encoder = list(twin.encoder.parameters())
+    of_bound = flat(torch.autograd.grad(tables.bound(K).mean(), encoder, retain_graph=True))
+    of_wake = flat(torch.autograd.grad(tables.wake(K).mean(), encoder))
+    assert np.linalg.norm(of_bound - of_wake) > 0.1 * np.linalg.norm(of_bound)
+
+
+def test_each_loss_reaches_its_own_part_only(model, x):
+    a = model.encoder(x)
+    z = Bits(a.detach()).sample((K,), seeded(0))
+    losses = losses_of_samples(model, x, a, z, torch.ones(4, M), "crws")
+    parts = {"encoder": model.encoder, "decoder": model.decoder, "prior": model.prior}
+    for name, part in parts.items():
+        others = [p for other, module in parts.items() if other != name for p in module.parameters()]
+        loss = getattr(losses, name)
+        own = torch.autograd.grad(loss, list(part.parameters()), retain_graph=True)
+        assert any(float(g.abs().max()) > 0 for g in own)
+        reached = torch.autograd.grad(loss, others, retain_graph=True, allow_unused=True)
+        assert all(g is None for g in reached)
+
+
+def test_sparse_and_full_backward_agree_given_the_samples(model, x):
+    """Averaged over the resampling alone, with everything else held: unbiased, and sharper with more."""
+    a = model.encoder(x)
+    z = Bits(a.detach()).sample((8,), seeded(0))
+    z_negative = torch.ones(4, M)
+    parameters = [*model.decoder.parameters(), *model.prior.parameters()]
+
+    def gradient(backward_samples, generator=None):
+        losses = losses_of_samples(model, x, a, z, z_negative, "vimco", backward_samples, generator)
+        return flat(torch.autograd.grad(losses.decoder + losses.prior, parameters))
+
+    full = gradient(0)
+    generator = seeded(3)
+    spread = []
+    for backward_samples in (1, 4):
+        rows = np.stack([gradient(backward_samples, generator) for _ in range(600)])
+        varied = rows.std(0) > 1e-6
+        assert np.abs(mean_scores(rows[:, varied], full[varied])).max() < LIMIT
+        np.testing.assert_allclose(rows[:, ~varied].mean(0), full[~varied], atol=1e-4)
+        spread.append(rows.var(0).sum())
+    assert spread[1] < 0.5 * spread[0]
+
+
+def test_resampling_takes_each_sample_in_proportion():
+    weights = torch.tensor([[0.5, 0.05], [0.3, 0.9], [0.2, 0.05]])
+    generator = seeded(0)
+    count = 4
+    index = torch.stack([resample(weights, count, generator) for _ in range(4000)])  # (4000, S, B)
+    assert index.shape == (4000, count, 2)
+    for b in range(2):
+        counts = torch.stack([(index[:, :, b] == i).sum(1) for i in range(3)], 1).double().numpy()
+        expected = count * weights[:, b].double().numpy()
+        # systematic: the number of times is the expectation rounded down or up, and right on average
+        assert (np.abs(counts - expected) < 1).all()
+        varied = counts.std(0) > 0
+        assert np.abs(mean_scores(counts[:, varied], expected[varied])).max() < LIMIT
+
+
+def test_effective_sample_size_of_equal_and_of_single_weights():
+    weights = torch.tensor([[0.25, 1.0], [0.25, 0.0], [0.25, 0.0], [0.25, 0.0]])
+    assert effective_sample_size(weights).tolist() == [4.0, 1.0]
+
+
+def test_drop_keeps_the_mean_and_the_share():
+    x = torch.ones(2000, 50)
+    dropped = drop(x, 0.2, seeded(0))
+    values = dropped.unique().tolist()
+    assert values == pytest.approx([0.0, 1.25])
+    share = float((dropped == 0).float().mean())
+    assert abs(share - 0.2) < LIMIT * math.sqrt(0.2 * 0.8 / x.numel())
+    assert drop(x, 0.0, None) is x

@@ -1,0 +1,280 @@
+"""The RBM and the Bernoulli prior against the enumeration oracle."""
+
+import exact
+import numpy as np
+import pytest
+import torch
+from checks import LIMIT, machine, mean_scores, random_rbm, seeded, tensor
+
+from latentbits.rbm import RBM, BernoulliPrior, all_states
+
+SHAPES = [(1, 1), (4, 3), (3, 5), (4, 4)]
+# Enumeration is exact; what remains is float32 rounding of energies of magnitude up to about 30.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def bits(n):
+    return tensor(exact.states(n))
+
+
+def gradients(loss, prior):
+    loss.backward()
+    return [p.grad.double().numpy() for p in prior.parameters()]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_energy_of_every_pair(shape):
+    rbm = random_rbm(*shape)
+    z, h = bits(shape[0])[:, None], bits(shape[1])[None]
+    z, h = z.expand(-1, h.shape[1], -1), h.expand(z.shape[0], -1, -1)
+    np.testing.assert_allclose(rbm.energy(z, h).detach(), exact.energies(machine(rbm)), **CLOSE)
+
+
+@pytest.mark.parametrize("no_grad", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_free_energy_sums_out_the_hidden_bits(shape, no_grad):
+    rbm = random_rbm(*shape)
+    with torch.inference_mode(no_grad):
+        F = rbm.free_energy(bits(shape[0]))
+    np.testing.assert_allclose(F.detach(), exact.free_energies(machine(rbm)), **CLOSE)
+
+
+def test_free_energy_keeps_leading_dimensions():
+    rbm = random_rbm(4, 3)
+    z = bits(4).view(2, 8, 4)
+    assert torch.equal(rbm.free_energy(z).view(16), rbm.free_energy(bits(4)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_conditionals(shape):
+    rbm = random_rbm(*shape)
+    table = exact.joint(machine(rbm))
+    z, h = bits(shape[0]), bits(shape[1])
+    h_given_z = table / table.sum(1, keepdims=True)
+    z_given_h = (table / table.sum(0, keepdims=True)).T
+
+    p = rbm.hidden_given_visible(z)
+    np.testing.assert_allclose(p.mean.detach(), h_given_z @ exact.states(shape[1]), **CLOSE)
+    np.testing.assert_allclose(p.log_prob(h[:, None]).exp().detach().T, h_given_z, **CLOSE)
+    p = rbm.visible_given_hidden(h)
+    np.testing.assert_allclose(p.mean.detach(), z_given_h @ exact.states(shape[0]), **CLOSE)
+    np.testing.assert_allclose(p.log_prob(z[:, None]).exp().detach().T, z_given_h, **CLOSE)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 4), (4, 8)])
+def test_log_partition(shape):
+    rbm = random_rbm(*shape)
+    log_z = rbm.log_partition()
+    assert log_z.dtype == torch.float64
+    assert log_z.shape == ()
+    assert float(log_z) == pytest.approx(exact.log_partition(machine(rbm)), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("part", "count", "shape"),
+    [((3, 4), 5, (15, 20)), ((4, 3), 5, (20, 15)), ((1, 4), 8, (8, 32)), ((4, 1), 8, (32, 8))],
+)
+def test_log_partition_of_independent_parts(part, count, shape):
+    """The units are shuffled; log Z is the sum of the parts' log Z. More than 2^14 states, or 25 units."""
+    rng = np.random.default_rng(1)
+    parts = [machine(random_rbm(*part, seed)) for seed in range(count)]
+    rows, columns = rng.permutation(shape[0]), rng.permutation(shape[1])
+    W = torch.block_diag(*(torch.from_numpy(m.W) for m in parts))[rows][:, columns]
+    b, c = np.concatenate([m.b for m in parts])[rows], np.concatenate([m.c for m in parts])[columns]
+    rbm = RBM.from_arrays(W, b, c)
+    assert (rbm.visible, rbm.hidden) == shape
+    expected = sum(exact.log_partition(m) for m in parts)
+    assert float(rbm.log_partition()) == pytest.approx(expected, abs=1e-8)
+
+
+def test_log_partition_refuses_more_than_25_units():
+    with pytest.raises(ValueError, match=r"26 units.*at most 25.*ais"):
+        RBM(26, 27).log_partition()
+
+
+def test_all_states_in_parts():
+    parts = [all_states(4, first, first + 4, torch.zeros(1)) for first in range(0, 16, 4)]
+    assert len({tuple(row) for row in torch.cat(parts).tolist()}) == 16
+    assert set(torch.cat(parts).unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_prob_sums_to_one(shape):
+    rbm = random_rbm(*shape)
+    log_p = rbm.log_prob(bits(shape[0]), rbm.log_partition()).detach().double()
+    assert float(log_p.exp().sum()) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(log_p, np.log(exact.probabilities(machine(rbm))), **CLOSE)
+
+
+def test_from_arrays_takes_lists_and_float64():
+    rbm = RBM.from_arrays([[1, 2, 3], [4, 5, 6]], np.array([0.1, 0.2]), [7.0, 8.0, 9.0])
+    assert (rbm.visible, rbm.hidden) == (2, 3)
+    assert rbm.weight.tolist() == [[1, 2, 3], [4, 5, 6]]
+    np.testing.assert_allclose(rbm.visible_bias.detach(), [0.1, 0.2], rtol=1e-6)
+    assert rbm.hidden_bias.tolist() == [7, 8, 9]
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in rbm.parameters())
+
+
+def test_from_arrays_copies():
+    W = torch.zeros(2, 3)
+    rbm = RBM.from_arrays(W, torch.zeros(2), torch.zeros(3))
+    W += 1
+    assert rbm.weight.abs().max() == 0
+
+
+@pytest.mark.parametrize("shapes", [((3, 2), 2, 3), ((2, 3), 3, 3), ((2, 3), 2, 2), ((6,), 2, 3)])
+def test_from_arrays_names_the_expected_shapes(shapes):
+    with pytest.raises(ValueError, match=r"weight \(M, H\), visible_bias \(M,\) and hidden_bias \(H,\)"):
+        RBM.from_arrays(*(np.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize("which", ["weight", "visible_bias", "hidden_bias"])
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_from_arrays_names_what_is_not_finite(which, bad):
+    arrays = {"weight": np.zeros((2, 3)), "visible_bias": np.zeros(2), "hidden_bias": np.zeros(3)}
+    arrays[which].flat[-1] = bad
+    with pytest.raises(ValueError, match=f"{which} holds values that are not finite"):
+        RBM.from_arrays(**arrays)
+
+
+@pytest.mark.parametrize(("visible", "hidden", "name"), [(0, 3, "visible"), (3, 0, "hidden")])
+def test_a_layer_needs_a_unit(visible, hidden, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        RBM(visible, hidden)
+
+
+def test_initial_weights_follow_scale_and_generator():
+    rbm = RBM(100, 200, scale=0.5, generator=seeded(0))
+    # The standard deviation of 20,000 normals has standard error 0.5 / sqrt(40,000).
+    assert float(rbm.weight.detach().std()) == pytest.approx(0.5, abs=LIMIT * 0.5 / 200)
+    assert torch.equal(rbm.weight, RBM(100, 200, scale=0.5, generator=seeded(0)).weight)
+    assert not torch.equal(rbm.weight, RBM(100, 200, scale=0.5, generator=seeded(1)).weight)
+    assert rbm.visible_bias.abs().max() == rbm.hidden_bias.abs().max() == 0
+
+
+# ----------------------------------------------------------------------------- gradients
+
+
+def test_gradient_for_given_negatives():
+    """With negatives replicated in known proportions the surrogate's gradient is a known sum."""
+    rbm = random_rbm(4, 3)
+    data, negatives = bits(4)[[1, 1, 7, 9]], bits(4)[[0, 3, 3, 3, 8, 15]]
+    loss = rbm.free_energy(data).mean() + rbm.log_partition_surrogate(negatives)
+    positive = exact.statistics(machine(rbm), exact.frequencies(data.numpy()))
+    negative = exact.statistics(machine(rbm), exact.frequencies(negatives.numpy()))
+    for got, p, n in zip(gradients(loss, rbm), positive, negative, strict=True):
+        np.testing.assert_allclose(got, n - p, **CLOSE)
+
+
+def test_gradient_in_expectation_is_that_of_the_log_likelihood():
+    """E over z ~ p of the surrogate's gradient, each state weighted by its probability."""
+    rbm = random_rbm(4, 3)
+    data = bits(4)[[1, 1, 7, 9]]
+    p = exact.probabilities(machine(rbm))
+    surrogates = torch.stack([rbm.log_partition_surrogate(z[None]) for z in bits(4)])
+    loss = rbm.free_energy(data).mean() + (tensor(p) * surrogates).sum()
+    expected = exact.log_likelihood_gradient(machine(rbm), data.numpy())
+    for got, gradient in zip(gradients(loss, rbm), expected, strict=True):
+        np.testing.assert_allclose(got, -gradient, **CLOSE)
+
+
+def test_log_likelihood_gradient_by_finite_differences():
+    """The oracle's own gradient."""
+    parameters, data = machine(random_rbm(3, 2)), exact.states(3)[[1, 5, 5]]
+    step = 1e-5
+
+    def log_likelihood(m):
+        return np.log(exact.probabilities(m))[exact.index(data)].mean()
+
+    for k, gradient in enumerate(exact.log_likelihood_gradient(parameters, data)):
+        for position in np.ndindex(gradient.shape):
+            up, down = ([a.copy() for a in parameters] for _ in range(2))
+            up[k][position] += step
+            down[k][position] -= step
+            slope = log_likelihood(exact.Machine(*up)) - log_likelihood(exact.Machine(*down))
+            assert slope / (2 * step) == pytest.approx(gradient[position], abs=1e-8)
+
+
+# ----------------------------------------------------------------------------- base biases
+
+
+def test_fit_base_clamps_the_means():
+    rbm = RBM(4, 3)
+    rbm.fit_base(torch.tensor([0.0, 1.0, 0.5, 0.25]), 10)
+    p = 1 / (1 + np.exp(-rbm.base_bias.double().numpy()))
+    np.testing.assert_allclose(p, [1 / 12, 11 / 12, 0.5, 0.25], rtol=1e-6)
+    assert not rbm.base_bias.requires_grad
+    assert len(list(rbm.parameters())) == 3
+
+
+def test_base_bias_survives_a_state_dict():
+    rbm, other = random_rbm(4, 3), RBM(4, 3)
+    rbm.fit_base(torch.tensor([0.1, 0.2, 0.3, 0.4]), 100)
+    other.load_state_dict(rbm.state_dict())
+    assert torch.equal(other.base_bias, rbm.base_bias)
+    assert torch.equal(other.weight, rbm.weight)
+    nested = torch.nn.ModuleDict({"prior": RBM(4, 3)})
+    nested.load_state_dict(torch.nn.ModuleDict({"prior": rbm}).state_dict())
+    assert torch.equal(nested["prior"].base_bias, rbm.base_bias)
+
+
+def test_state_dict_without_base_bias():
+    rbm, other = random_rbm(4, 3), RBM(4, 3)
+    other.load_state_dict(rbm.state_dict())
+    assert other.base_bias is None
+    assert torch.equal(other.hidden_bias, rbm.hidden_bias)
+
+
+# ----------------------------------------------------------------------------- Bernoulli prior
+
+
+@pytest.fixture
+def bernoulli_prior():
+    prior = BernoulliPrior(5)
+    with torch.no_grad():
+        prior.visible_bias.copy_(torch.tensor([-3.0, -0.5, 0.0, 1.0, 4.0]))
+    return prior
+
+
+def log_weights(prior):
+    """z·b for each state."""
+    return exact.states(prior.visible) @ prior.visible_bias.detach().double().numpy()
+
+
+def test_bernoulli_prior_log_partition(bernoulli_prior):
+    log_z = bernoulli_prior.log_partition()
+    assert log_z.dtype == torch.float64
+    assert float(log_z.detach()) == pytest.approx(float(exact.log_sum_exp(log_weights(bernoulli_prior))), abs=1e-9)
+
+
+def test_bernoulli_prior_log_prob_sums_to_one(bernoulli_prior):
+    prior = bernoulli_prior
+    log_p = prior.log_prob(bits(5), prior.log_partition()).detach().double()
+    assert float(log_p.exp().sum()) == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(prior.free_energy(bits(5)).detach(), -log_weights(prior), **CLOSE)
+
+
+def test_bernoulli_prior_fits_clamped_means():
+    prior = BernoulliPrior(4)
+    prior.fit_base(torch.tensor([0.0, 1.0, 0.5, 0.25]), 10)
+    p = prior.log_prob(bits(4), prior.log_partition()).detach().double().exp()
+    np.testing.assert_allclose(p @ bits(4).double(), [1 / 12, 11 / 12, 0.5, 0.25], rtol=1e-5)
+
+
+def test_bernoulli_prior_samples(bernoulli_prior):
+    z = bernoulli_prior.sample(20_000, seeded(3))
+    assert z.shape == (20_000, 5)
+    p = np.exp(log_weights(bernoulli_prior) - exact.log_sum_exp(log_weights(bernoulli_prior)))
+    assert np.abs(mean_scores(z, p @ exact.states(5))).max() < LIMIT
+    assert torch.equal(z, bernoulli_prior.sample(20_000, seeded(3)))
+
+
+def test_bernoulli_prior_surrogate_gradient_is_exact(bernoulli_prior):
+    prior = bernoulli_prior
+    data = bits(5)[[3, 3, 17, 30]]
+    surrogate = prior.log_partition_surrogate(torch.zeros(2, 5))
+    assert surrogate.dtype == torch.float32
+    (got,) = gradients(prior.free_energy(data).mean() + surrogate, prior)
+    p = np.exp(log_weights(prior) - exact.log_sum_exp(log_weights(prior)))
+    np.testing.assert_allclose(got, p @ exact.states(5) - data.mean(0).double().numpy(), **CLOSE)

@@ -1,0 +1,93 @@
+"""The run folder: what is written comes back, whole or not at all."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from latentbits.config import Config
+from latentbits.runs import Run, RunError, flatten, load, load_state, save_state, unflatten, write_atomically
+
+numbers = st.integers(-5, 5) | st.floats(allow_nan=False) | st.booleans() | st.none() | st.text(max_size=4)
+nested = st.recursive(
+    numbers,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(nested)
+def test_nested_state_comes_back(value):
+    tensors = {}
+    assert unflatten(flatten(value, "state", tensors), tensors) == value
+
+
+def test_tensors_and_optimizer_state_come_back(tmp_path):
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = {"optimizer": optimizer.state_dict(), "none": None, "shared": [layer.weight, layer.weight]}
+    save_state(tmp_path / "state", state)
+    loaded = load_state(tmp_path / "state")
+    assert torch.equal(loaded["shared"][1], layer.weight)
+    other = torch.optim.Adam(layer.parameters())
+    other.load_state_dict(loaded["optimizer"])
+    assert torch.equal(other.state[layer.weight]["exp_avg"], optimizer.state[layer.weight]["exp_avg"])
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_truncated_state_is_named(tmp_path, keep):
+    path = tmp_path / "state"
+    save_state(path, {"x": torch.arange(100.0)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RunError, match="expected a whole safetensors file"):
+        load_state(path)
+
+
+def test_state_of_another_format_or_missing_is_named(tmp_path):
+    save_file({"x": torch.ones(1)}, tmp_path / "new", metadata={"format": "99", "skeleton": "{}"})
+    with pytest.raises(RunError, match="expected format 1, found 99"):
+        load_state(tmp_path / "new")
+    with pytest.raises(RunError, match="not found"):
+        load_state(tmp_path / "absent")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    Run.create(tmp_path / "run", Config())
+    with pytest.raises(RunError, match="nothing is overwritten; go on with --resume"):
+        Run.create(tmp_path / "run", Config())
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(RunError, match=r"expected a run folder with config.json, found none"):
+        load(tmp_path)
+    Run.create(tmp_path, Config())
+    with pytest.raises(RunError, match=r"model.safetensors: not found; the run has not come so far"):
+        load(tmp_path)
+    save_file({"other": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(RunError, match="does not hold the weights of this run's model"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text('{"seed": "x"}')
+    with pytest.raises(RunError, match="not a configuration that this version can read"):
+        load(tmp_path)
+
+
+def test_configuration_comes_back(tmp_path):
+    config = Config(seed=3)
+    assert Run.create(tmp_path, config).config == config

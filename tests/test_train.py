@@ -1,0 +1,296 @@
+"""Training: schedules, the conversion, and that a run is a function of its configuration."""
+
+import json
+import math
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from checks import LIMIT, seeded
+from safetensors.torch import load_file
+
+import latentbits as lb
+from latentbits import data
+from latentbits.config import (
+    AutoencoderConfig,
+    Config,
+    JointConfig,
+    ModelConfig,
+    RBMConfig,
+    ValidationConfig,
+)
+from latentbits.runs import load_state
+from latentbits.train import (
+    State,
+    TrainingError,
+    cd_steps,
+    epoch_order,
+    finished,
+    new_state,
+    rate_factor,
+    scale_logits,
+    shrink,
+    soft_binarize,
+)
+
+
+def tiny(**changes):
+    """All three stages on the digits with few steps: 3 + 4 + 3 of 399 images each."""
+    config = Config(
+        model=ModelConfig(layers=(16,), latent=8, hidden=6),
+        autoencoder=AutoencoderConfig(epochs=1, batch_size=399, dropout=0.1, scales=(2.0,)),
+        rbm=RBMConfig(cd_epochs=1, cd_steps=2, pcd_epochs=1, pcd_steps=2, chains=20, batch_size=500),
+        joint=JointConfig(epochs=1, batch_size=399, samples=4, backward_samples=2, chains=30, gibbs_steps=1),
+        validation=ValidationConfig(images=50, samples=5, ais_chains=20, ais_temperatures=10),
+    )
+    for section, values in changes.items():
+        config = config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+    return config
+
+
+def weights(run):
+    """All tensors that a run leaves: each stage's weights, the chosen ones, and the checkpoint's."""
+    return {
+        (path.name, name): tensor
+        for path in sorted(run.path.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+def without_seconds(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def assert_same_run(one, other):
+    assert weights(one).keys() == weights(other).keys()
+    for key, tensor in weights(one).items():
+        assert torch.equal(tensor, weights(other)[key]), key
+    assert without_seconds(one.metrics()) == without_seconds(other.metrics())
+
+
+@pytest.mark.parametrize("objective", ["vimco", "crws"])
+def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objective):
+    config = tiny(joint={"objective": objective, "dropout": 0.1})
+    whole = lb.train(config, tmp_path / "whole", quiet=True)
+    parts = lb.train(config, tmp_path / "parts", max_minutes=1e-9, quiet=True)
+    sittings = 1
+    while not finished(parts):
+        lb.train(config, tmp_path / "parts", resume=True, max_minutes=1e-9, quiet=True)
+        sittings += 1
+    assert sittings >= 10
+    assert_same_run(whole, parts)
+
+
+def test_the_seed_decides(tmp_path):
+    one = lb.train(tiny(), tmp_path / "one", quiet=True)
+    same = lb.train(tiny(), tmp_path / "same", quiet=True)
+    other = lb.train(tiny().model_copy(update={"seed": 1}), tmp_path / "other", quiet=True)
+    assert_same_run(one, same)
+    assert not torch.equal(
+        weights(one)["joint.safetensors", "prior.weight"], weights(other)["joint.safetensors", "prior.weight"]
+    )
+
+
+def test_validation_does_not_touch_the_training_stream(tmp_path):
+    each = tiny(joint={"epochs": 3}, validation={"every": 1})
+    seldom = tiny(joint={"epochs": 3}, validation={"every": 3, "samples": 9, "ais_chains": 50})
+    one, other = (lb.train(c, tmp_path / str(i), quiet=True) for i, c in enumerate((each, seldom)))
+    # base_bias is fitted by validation and changes no sample of training
+    for key, tensor in load_file(one.path / "joint.safetensors").items():
+        assert torch.equal(tensor, load_file(other.path / "joint.safetensors")[key]), key
+    assert [("valid_nll" in row) for row in one.metrics() if row["stage"] == "joint"] == [True] * 3
+    assert [("valid_nll" in row) for row in other.metrics() if row["stage"] == "joint"] == [False, False, True]
+
+
+def test_evaluated_weights_are_those_with_the_best_validation(tmp_path, monkeypatch):
+    nll, seen = iter([9.0, 5.0, 3.0, 4.0, 6.0]), []  # two epochs of stage 2, three of stage 3
+
+    def validation(model, *rest):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return next(nll), 0.0
+
+    monkeypatch.setattr(import_module("latentbits.train"), "quick_nll", validation)
+    run = lb.train(tiny(joint={"epochs": 3}), tmp_path / "run", quiet=True)
+    chosen = load_file(run.path / "model.safetensors")
+    assert all(torch.equal(chosen[name], tensor) for name, tensor in seen[2].items())
+    assert not torch.equal(chosen["prior.weight"], seen[3]["prior.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"autoencoder": {"epochs": 0}, "rbm": {"cd_epochs": 0, "pcd_epochs": 0}}, ["joint"]),
+        ({"joint": {"epochs": 0}}, ["autoencoder", "conversion", "rbm"]),
+        ({"rbm": {"cd_epochs": 0, "pcd_epochs": 0}}, ["autoencoder", "conversion", "joint"]),
+        ({"model": {"prior": "bernoulli"}}, ["autoencoder", "conversion", "rbm", "joint"]),
+    ],
+)
+def test_each_stage_can_be_skipped(tmp_path, changes, stages):
+    run = lb.train(tiny(**changes), tmp_path / "run", quiet=True)
+    assert list(dict.fromkeys(row["stage"] for row in run.metrics())) == stages
+    assert finished(run)
+    assert lb.load(run.path).encode(torch.zeros(2, 64)).shape == (2, 8)
+
+
+def test_an_rbm_alone_trains_on_the_data(tmp_path):
+    config = tiny(
+        model={"network": "none", "hidden": 10},
+        autoencoder={"epochs": 0},
+        joint={"epochs": 0},
+        rbm={"cd_epochs": 6, "pcd_epochs": 4, "batch_size": 20, "learning_rate": 0.1},
+    )
+    run = lb.train(config, tmp_path / "run", quiet=True)
+    model = lb.load(run.path)
+    assert isinstance(model, lb.RBM)
+    nll = [row["valid_nll"] for row in run.metrics()]
+    valid, train = (data.load("digits")[i].float() for i in (2, 1))
+    p = train.mean(0).clamp(0.001, 0.999)
+    factorized = -float((valid * p.log() + (1 - valid) * (1 - p).log()).sum(1).mean())
+    assert nll[-1] < factorized - 3
+
+
+def test_training_lowers_each_stage(tmp_path):
+    config = tiny(
+        autoencoder={"epochs": 30, "batch_size": 50},
+        rbm={"cd_epochs": 5, "pcd_epochs": 5, "batch_size": 20, "learning_rate": 0.1},
+        joint={
+            "epochs": 30,
+            "batch_size": 50,
+            "average": 0.9,
+            "encoder_learning_rate": 3e-3,
+            "decoder_learning_rate": 3e-3,
+        },
+        validation={"images": 300, "samples": 50},
+    )
+    run = lb.train(config, tmp_path / "run", quiet=True)
+    rows = run.metrics()
+    reconstruction = [row["reconstruction"] for row in rows if row["stage"] == "autoencoder"]
+    assert reconstruction[-1] < reconstruction[0] - 5
+    nll = {stage: [row["valid_nll"] for row in rows if row["stage"] == stage] for stage in ("rbm", "joint")}
+    assert nll["rbm"][-1] < nll["rbm"][0]
+    assert nll["joint"][-1] < nll["rbm"][-1] - 0.5
+
+
+def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    config = tiny(joint={"epochs": 5})
+    lb.train(config, tmp_path / "run", max_minutes=1e-9, quiet=True)
+    before = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
+
+    def poisoned(z, u, conversion):
+        return soft_binarize(z, u, conversion) * math.nan
+
+    monkeypatch.setattr(import_module("latentbits.train"), "soft_binarize", poisoned)
+    with pytest.raises(TrainingError, match=r"not finite in stage autoencoder, step \d+; the last good checkpoint"):
+        lb.train(config, tmp_path / "run", resume=True, quiet=True)
+    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_resuming_with_another_configuration_is_refused(tmp_path):
+    lb.train(tiny(), tmp_path / "run", max_minutes=1e-9, quiet=True)
+    with pytest.raises(lb.RunError, match=r"another configuration \(joint.samples: 4 -> 6\)"):
+        lb.train(tiny(joint={"samples": 6}), tmp_path / "run", resume=True, quiet=True)
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path):
+    run = lb.train(tiny(), tmp_path / "run", quiet=True)
+    before = weights(run)
+    lb.train(tiny(), tmp_path / "run", resume=True, quiet=True)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in weights(run).items())
+
+
+def test_metrics_after_the_checkpoint_are_made_again(tmp_path):
+    """As after a crash: lines that the checkpoint does not know are dropped, not doubled."""
+    config = tiny()
+    whole = lb.train(config, tmp_path / "whole", quiet=True)
+    run = lb.train(config, tmp_path / "run", max_minutes=1e-9, quiet=True)
+    run.append_metrics({"stage": "autoencoder", "epoch": 99})
+    lb.train(config, tmp_path / "run", resume=True, quiet=True)
+    assert without_seconds(run.metrics()) == without_seconds(whole.metrics())
+
+
+def test_decoder_starts_at_the_datas_mean_logits():
+    splits = data.load("digits")
+    model = new_state(tiny(), splits).model
+    p = torch.sigmoid(model.decoder.last.bias)
+    means = splits.train.float().mean(0)
+    inside = (means > 0.01) & (means < 0.99)
+    torch.testing.assert_close(p[inside], means[inside], atol=1e-5, rtol=0)
+    assert model.decoder.last.bias.isfinite().all()
+
+
+@pytest.mark.parametrize(("conversion", "middle"), [("literal", 0.5), ("calibrated", 0.0)])
+def test_soft_binarization_saturates_one_away_from_its_middle(conversion, middle):
+    """Eq. 3 as printed has its middle at a half; shifted, at 0, and saturates at -1 and 1 (section 3.1)."""
+    u = torch.rand(20_000, generator=seeded(0))
+    assert float(soft_binarize(torch.tensor(middle - 1), u, conversion).max()) == 0
+    assert float(soft_binarize(torch.tensor(middle + 1), u, conversion).min()) == 1
+    bits = soft_binarize(torch.tensor(middle), u, conversion)
+    assert abs(float(bits.mean()) - 0.5) < LIMIT * float(bits.std()) / math.sqrt(len(u))
+    inner = soft_binarize(torch.tensor(middle + 0.25), u, conversion)
+    assert float((inner == 1).float().mean()) == pytest.approx(0.25, abs=0.02)
+
+
+def test_scaling_the_logits_scales_the_encoders_output():
+    model = new_state(tiny(), data.load("digits")).model
+    x = torch.rand(5, 64, generator=seeded(0))
+    before = model.encoder(x).detach()
+    scale_logits(model, 2.5)
+    torch.testing.assert_close(model.encoder(x).detach(), 2.5 * before)
+
+
+def test_scale_is_the_best_of_the_candidates(tmp_path):
+    run = lb.train(
+        tiny(autoencoder={"scales": (0.01, 2.0), "epochs": 60, "batch_size": 50, "dropout": 0.0}),
+        tmp_path / "run",
+        quiet=True,
+    )
+    (row,) = (row for row in run.metrics() if row["stage"] == "conversion")
+    assert row["scale"] == 2.0
+    assert row["nll_by_scale"]["2"] < row["nll_by_scale"]["0.01"]
+    literal = lb.train(tiny(autoencoder={"conversion": "literal"}), tmp_path / "literal", quiet=True)
+    assert [row["scale"] for row in literal.metrics() if row["stage"] == "conversion"] == [1.0]
+
+
+def test_schedules():
+    assert [rate_factor(step, 10, 0.5) for step in (0, 5, 6, 9)] == pytest.approx([1, 1, 0.8, 0.2])
+    assert rate_factor(9, 10, 0.0) == 1
+    config = RBMConfig(cd_epochs=5, cd_steps=25)
+    assert [cd_steps(epoch, config) for epoch in range(5)] == [1, 7, 13, 19, 25]
+    assert cd_steps(0, RBMConfig(cd_epochs=1, cd_steps=25)) == 25
+
+
+def test_epoch_orders_are_permutations_of_their_own():
+    orders = [epoch_order(0, stage, epoch, 50) for stage in ("rbm", "joint") for epoch in range(3)]
+    assert all(sorted(order.tolist()) == list(range(50)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 6
+    assert torch.equal(epoch_order(0, "rbm", 1, 50), orders[1])
+
+
+def test_weight_decay_shrinks_matrices_and_not_biases():
+    model = new_state(tiny(), data.load("digits")).model
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    shrink(model, 0.1)
+    for name, p in model.named_parameters():
+        is_matrix = p.dim() == 2 and "prior" not in name
+        torch.testing.assert_close(p, before[name] * (0.9 if is_matrix else 1.0))
+
+
+def test_average_is_the_exponential_one(tmp_path):
+    state = State(torch.nn.Linear(1, 1, bias=False), seeded(0))
+    state.begin("joint", {}, average=0.5)
+    values, expected = [1.0, 2.0, 5.0], None
+    for value in values:
+        with torch.no_grad():
+            state.model.weight.fill_(value)
+        state.average.update_parameters(state.model)
+        expected = value if expected is None else 0.5 * expected + 0.5 * value
+    assert float(state.evaluated.weight.detach()) == pytest.approx(expected)
+
+
+def test_checkpoint_holds_no_pickle(tmp_path):
+    run = lb.train(tiny(), tmp_path / "run", max_minutes=1e-9, quiet=True)
+    assert load_state(run.checkpoint)["step"] == 1
+    header = run.checkpoint.read_bytes()
+    length = int(np.frombuffer(header[:8], np.uint64)[0])
+    assert json.loads(header[8 : 8 + length])["__metadata__"]["format"] == "1"
