@@ -87,7 +87,6 @@ def _betas(temperatures: int, schedule: Tensor | None) -> list[float]:
     return [float(beta) for beta in betas]
 
 
-@torch.no_grad()
 def ais(
     rbm: RBM,
     chains: int,
@@ -133,11 +132,10 @@ def ais(
                 progress(_REPORT_EVERY * (rows.stop - rows.start))
 
     z = bernoulli(base_bias.expand(chains, -1), generator)
-    run_blocks(Weights(rbm, base_bias), z, generator, advance)
+    run_blocks(Weights(rbm, chains, base_bias), z, generator, advance)
     return estimate_from_log_weights(log_w)
 
 
-@torch.no_grad()
 def raise_log_prob(
     rbm: RBM,
     z: Tensor,
@@ -178,7 +176,7 @@ def raise_log_prob(
     betas = _betas(temperatures, schedule)
     base_bias = _base(rbm, base_bias)
     z = z.to(rbm.weight)
-    log_p = (-rbm.free_energy(z).double() - log_base_partition(rbm, base_bias)).repeat(chains)
+    log_p = (-rbm.free_energy(z).detach().double() - log_base_partition(rbm, base_bias)).repeat(chains)
 
     def advance(block: Block, rows: slice) -> None:
         block.project()
@@ -190,11 +188,10 @@ def raise_log_prob(
             if progress and k % _REPORT_EVERY == 0:
                 progress(_REPORT_EVERY * (rows.stop - rows.start))
 
-    run_blocks(Weights(rbm, base_bias), z.repeat(chains, 1), generator, advance)
+    run_blocks(Weights(rbm, len(log_p), base_bias), z.repeat(chains, 1), generator, advance)
     return log_p.view(chains, -1).logsumexp(0) - math.log(chains)
 
 
-@torch.no_grad()
 def adaptive_schedule(
     rbm: RBM,
     temperatures: int,
@@ -225,7 +222,7 @@ def adaptive_schedule(
             block.draw_visible(betas[k])
 
     z = bernoulli(base_bias.expand(pilot_chains, -1), generator)
-    run_blocks(Weights(rbm, base_bias), z, generator, advance)
+    run_blocks(Weights(rbm, pilot_chains, base_bias), z, generator, advance)
     spread = increments.std(1)
     spread = spread + 0.1 * spread.mean()  # no interval so wide that a surprise in it could go unseen
     if not spread.sum() > 0:  # nothing varies, and any schedule will do

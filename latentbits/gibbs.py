@@ -16,7 +16,7 @@ processor has bfloat16 matrix units, a product with binary operand runs there in
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from .fused import Key, bernoulli, draw_key, is_fused, map_blocks
 from .rbm import RBM, Prior
 
 FEWEST_ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 500
+FEWEST_CHAINS_FOR_TWO_TERMS = 250
 LARGEST_LOGIT_ERROR = 1e-4
 
 
@@ -53,34 +54,48 @@ def bfloat16_products() -> Iterator[None]:
         _products().fp32_precision = before
 
 
-def two_terms(W: Tensor) -> Tensor:
-    """Split W (M, H) into bfloat16 terms, stacked as (2M, H): [z z] @ this is z @ W for binary z."""
+class TwoTerms(NamedTuple):
+    """A matrix W (M, H) as the sum of two that bfloat16 holds exactly, nearly.
+
+    Attributes:
+        high: W rounded to bfloat16, with shape (M, H).
+        low: The rest, rounded to bfloat16, with shape (M, H).
+        error: The largest error that this can make in any logit of either layer, over all binary inputs.
+    """
+
+    high: Tensor
+    low: Tensor
+    error: float
+
+
+def two_terms(W: Tensor) -> TwoTerms:
+    """Split W (M, H) into two bfloat16 terms, held as float32: [z z] @ [high; low] is z @ W for binary z."""
     high = W.bfloat16().float()
-    return torch.cat([high, (W - high).bfloat16().float()])
-
-
-def two_term_error(W: Tensor) -> float:
-    """The largest error that two bfloat16 terms of W (M, H) can make in any logit, over all binary z (M,)."""
-    M = W.shape[0]
-    terms = two_terms(W)
-    residual = (W - terms[:M]) - terms[M:]
-    return float(torch.maximum(residual.clamp(min=0).sum(0), (-residual).clamp(min=0).sum(0)).max())
+    rest = W - high
+    low = rest.bfloat16().float()
+    residual = rest - low
+    above = residual.clamp(min=0)
+    below = above - residual
+    worst = max(part.sum(dim).max() for part in (above, below) for dim in (0, 1))
+    return TwoTerms(high, low, float(worst))
 
 
 class Weights:
     """An RBM's parameters, laid out once for many steps of many blocks."""
 
-    def __init__(self, rbm: RBM, base_bias: Tensor | None = None) -> None:
+    def __init__(self, rbm: RBM, chains: int, base_bias: Tensor | None = None) -> None:
         W = rbm.weight.detach()
         self.b, self.c = rbm.visible_bias.detach(), rbm.hidden_bias.detach()
         self.base_bias = self.b if base_bias is None else base_bias.to(self.b)
         self.M, self.H = W.shape
         self.fused = is_fused(W, self.b, self.c)
-        self.two_terms = (
-            self.fused and has_bfloat16_units() and max(two_term_error(W), two_term_error(W.T)) <= LARGEST_LOGIT_ERROR
-        )
-        self.W = two_terms(W) if self.two_terms else W
-        self.WT = two_terms(W.T.contiguous()) if self.two_terms else W.T.contiguous()
+        self.W, self.WT, self.two_terms = W, W.T.contiguous(), False
+        # with few rows, converting W for each product costs more than the product
+        if self.fused and chains >= FEWEST_CHAINS_FOR_TWO_TERMS and has_bfloat16_units():
+            terms = two_terms(W)
+            if terms.error <= LARGEST_LOGIT_ERROR:
+                self.two_terms = True
+                self.W, self.WT = torch.cat([terms.high, terms.low]), torch.cat([terms.high.T, terms.low.T])
 
     @property
     def copies(self) -> int:
@@ -191,7 +206,6 @@ def run_blocks(
         map_blocks(run, range(len(starts)))
 
 
-@torch.no_grad()
 def gibbs(prior: Prior, z: Tensor, steps: int, generator: torch.Generator | None = None) -> Tensor:
     """Advance chains by block Gibbs steps.
 
@@ -219,7 +233,7 @@ def gibbs(prior: Prior, z: Tensor, steps: int, generator: torch.Generator | None
             block.draw_visible(1.0)
         out[rows] = block.z
 
-    run_blocks(Weights(prior), z, generator, advance)
+    run_blocks(Weights(prior, z.shape[0]), z, generator, advance)
     return out
 
 

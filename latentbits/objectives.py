@@ -12,6 +12,8 @@ References:
 """
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -58,7 +60,7 @@ def vimco(log_w: Tensor) -> Signal:
     log_w = log_w.detach()
     K = log_w.shape[0]
     others = ~torch.eye(K, dtype=torch.bool, device=log_w.device)
-    log_w_rest = others.to(log_w) @ log_w / (K - 1)
+    log_w_rest = torch.where(others[:, :, None], log_w[None], 0).sum(1) / (K - 1)
     # row i of (K, K, B): all log-weights, with the geometric mean of the others in place of number i
     replaced = torch.where(others[:, :, None], log_w[None], log_w_rest[:, None])
     bound = log_w.logsumexp(0) - math.log(K)
@@ -127,6 +129,7 @@ def joint_losses(
     backward_samples: int = 0,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
+    products: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Losses:
     r"""Surrogate losses of one batch for stage 3.
 
@@ -143,11 +146,13 @@ def joint_losses(
         backward_samples: S, how many of them go backward; 0 for all K, by weight.
         dropout: Probability that the encoder sees a data bit as 0; the likelihood has the data as they are.
         generator: Source of the randomness; the default generator if None.
+        products: Context of the networks' matrix products; all sums over bits and samples stay outside.
     """
-    a = model.encoder(drop(x, dropout, generator))
+    with products():
+        a = model.encoder(drop(x, dropout, generator))
     with torch.no_grad():
         z = Bits(a.detach()).sample((samples,), generator)
-    return losses_of_samples(model, x, a, z, z_negative, objective, backward_samples, generator)
+    return losses_of_samples(model, x, a, z, z_negative, objective, backward_samples, generator, products)
 
 
 def losses_of_samples(
@@ -159,10 +164,13 @@ def losses_of_samples(
     objective: str,
     backward_samples: int = 0,
     generator: torch.Generator | None = None,
+    products: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Losses:
     """As :func:`joint_losses`, given posterior logits a (B, M) and samples z (K, B, M) from them."""
     with torch.no_grad():
-        log_w = model.likelihood(z).log_prob(x) - model.prior.free_energy(z) - Bits(a.detach()).log_prob(z)
+        with products():
+            p_x = model.likelihood(z)
+        log_w = p_x.log_prob(x) - model.prior.free_energy(z) - Bits(a.detach()).log_prob(z)
         signal = (vimco if objective == "vimco" else wake)(log_w)
         if backward_samples:
             index = resample(signal.weights, backward_samples, generator)
@@ -176,7 +184,9 @@ def losses_of_samples(
     encoder = -((s_z * a).sum(-1) - s.sum(0) * F.softplus(a).sum(-1)).mean()
     if objective == "crws":
         encoder = encoder - sleep(model, z_negative, generator)
-    decoder = -(weights * model.likelihood(z_kept).log_prob(x)).sum(0).mean()
+    with products():
+        p_x = model.likelihood(z_kept)
+    decoder = -(weights * p_x.log_prob(x)).sum(0).mean()
     prior = (weights * model.prior.free_energy(z_kept)).sum(0).mean()
     prior = prior + model.prior.log_partition_surrogate(z_negative)
     return Losses(decoder, encoder, prior, signal.bound.mean(), effective_sample_size(signal.weights).mean())

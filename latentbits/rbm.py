@@ -155,10 +155,9 @@ class RBM(nn.Module):
         """A scalar whose gradient estimates that of log Z from model samples z (N, M) (Eq. 5)."""
         return -self.free_energy(z_negative).mean()
 
-    @torch.no_grad()
     def fit_base(self, means: Tensor, count: int) -> None:
         """Start annealing from the factorized distribution with the bit means (M,) of ``count`` data."""
-        self.base_bias = torch.logit(clamp_means(means.double(), count)).to(self.weight)
+        self.base_bias = torch.logit(clamp_means(means.detach().double(), count)).to(self.weight.detach())
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # A buffer that is None takes no value by itself, and one that is not wants one.
@@ -198,10 +197,10 @@ class BernoulliPrior(nn.Module):
         """log Z itself, a scalar with the exact gradient; samples (N, M) are not needed."""
         return F.softplus(self.visible_bias).sum()
 
-    @torch.no_grad()
     def fit_base(self, means: Tensor, count: int) -> None:
         """Set the bits' means (M,) to those of ``count`` data."""
-        self.visible_bias.copy_(torch.logit(clamp_means(means.double(), count)))
+        with torch.no_grad():
+            self.visible_bias.copy_(torch.logit(clamp_means(means.double(), count)))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Exact independent samples, with shape (n, M)."""

@@ -100,7 +100,7 @@ class State:
     def begin(self, stage: str, optimizers: dict[str, Optimizer], average: float = 0.0) -> None:
         """Enter a stage, at its start or where the checkpoint left it."""
         if self.stage != stage:
-            self.stage, self.step, self.totals, self.best = stage, 0, {}, math.inf
+            self.stage, self.step, self.totals = stage, 0, {}
         self.optimizers = optimizers
         self.average = None
         if average:
@@ -175,7 +175,7 @@ class Session:
         self.display.epoch(row)
 
     def consider(self, nll: float) -> None:
-        """Keep the evaluated weights as the run's model if their validation NLL is the stage's best."""
+        """Keep the evaluated weights as the run's model if their validation NLL is the best so far."""
         if nll <= self.state.best:
             self.state.best = nll
             self.run.save_weights("model", self.state.evaluated)
@@ -435,14 +435,15 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig) -> No
         set_rates(sgd, factor)
         assert state.chains is not None
         state.chains = gibbs(prior, state.chains, config.gibbs_steps, state.generator)
+        losses = joint_losses(
+            model, batch.float(), state.chains, config.objective, config.samples, config.backward_samples,
+            config.dropout, state.generator, products,
+        )  # fmt: skip
+        nets.zero_grad()
+        sgd.zero_grad()
         with products():
-            losses = joint_losses(
-                model, batch.float(), state.chains, config.objective, config.samples, config.backward_samples,
-                config.dropout, state.generator,
-            )  # fmt: skip
-            nets.zero_grad()
-            sgd.zero_grad()
-            (losses.decoder + losses.encoder + losses.prior).backward()
+            (losses.decoder + losses.encoder).backward()
+        losses.prior.backward()
         nets.step()
         sgd.step()
         shrink(model, config.weight_decay * factor)
@@ -568,7 +569,7 @@ def end_stage(session: Session, stage: str) -> None:
     session.run.save_weights(stage, state.evaluated)
     following = STAGES.index(stage) + 1
     state.stage = STAGES[following] if following < len(STAGES) else "ended"
-    state.step, state.totals, state.best = 0, {}, math.inf
+    state.step, state.totals = 0, {}
     state.optimizers, state.average = {}, None
     session.checkpoint()
 

@@ -23,7 +23,6 @@ from latentbits.gibbs import (
     gibbs,
     random_bits,
     run_blocks,
-    two_term_error,
     two_terms,
 )
 from latentbits.rbm import RBM, BernoulliPrior
@@ -42,7 +41,7 @@ def one_step(rbm, z, beta, base_bias, generator):
         block.draw_visible(beta)
         out[rows] = block.z
 
-    run_blocks(Weights(rbm, base_bias), z, generator, advance)
+    run_blocks(Weights(rbm, len(z), base_bias), z, generator, advance)
     return out, log_w
 
 
@@ -224,7 +223,7 @@ def test_hidden_and_visible_bits_of_a_step_are_independent(to_path):
         h = block.h if hasattr(block, "h") else block.h_wide[:, :64]
         pairs.append((h.clone(), block.z.clone()))
 
-    run_blocks(Weights(rbm), torch.zeros(1000, 64, dtype=rbm.weight.dtype), seeded(15), advance)
+    run_blocks(Weights(rbm, 1000), torch.zeros(1000, 64, dtype=rbm.weight.dtype), seeded(15), advance)
     assert abs(correlation_score(*(torch.cat(layer) for layer in zip(*pairs, strict=True)))) < LIMIT
 
 
@@ -268,11 +267,11 @@ def test_default_generator():
 def test_two_terms_are_bfloat16_and_their_error_is_the_worst_of_all_states(scale):
     W = random_rbm(10, 7, scale=scale).weight.detach()
     terms = two_terms(W)
-    assert terms.shape == (20, 7)
-    assert torch.equal(terms, terms.bfloat16().float())
-    z = exact.states(10)
-    error = np.abs(np.hstack([z, z]) @ terms.double().numpy() - z @ W.double().numpy()).max()
-    assert two_term_error(W) == pytest.approx(error, rel=1e-5)
+    for term in (terms.high, terms.low):
+        assert torch.equal(term, term.bfloat16().float())
+    difference = (terms.high.double() + terms.low.double() - W.double()).numpy()
+    error = max(np.abs(exact.states(10) @ difference).max(), np.abs(exact.states(7) @ difference.T).max())
+    assert terms.error == pytest.approx(error, rel=1e-5)
     assert error < 10 * float(W.abs().max()) * 2**-17  # each weight to 17 bits, or better
 
 
@@ -280,7 +279,7 @@ def test_two_terms_are_bfloat16_and_their_error_is_the_worst_of_all_states(scale
 def test_two_term_logits_stay_within_the_bound(set_bfloat16_units, shape):
     set_bfloat16_units(True)
     rbm = random_rbm(*shape, scale=0.1)
-    weights = Weights(rbm)
+    weights = Weights(rbm, 700)
     assert weights.two_terms
     z = random_bits(700, rbm, seeded(19))
     h = random_bits(700, RBM(shape[1], 1), seeded(20))
@@ -291,8 +290,8 @@ def test_two_term_logits_stay_within_the_bound(set_bfloat16_units, shape):
         error = (logits.double() - bits.double() @ W.double()).abs().max()
         # Sums in float32 add at most some units in the last place of the largest partial sum.
         rounding = 8 * 2**-24 * float(W.abs().sum(0).max())
-        assert float(error) <= two_term_error(W) + rounding
-        assert two_term_error(W) <= 1e-4
+        assert float(error) <= two_terms(W).error + rounding
+    assert two_terms(rbm.weight.detach()).error <= 1e-4
 
 
 @pytest.mark.parametrize(("scale", "side"), [(1e-4, "either"), (1.0, "either"), (1.0, "hidden")])
@@ -301,12 +300,11 @@ def test_the_bound_decides_between_products(set_bfloat16_units, scale, side):
     W = np.full((400, 1), 1 / 3 * scale)  # many inputs to one unit, so errors add up in its logit only
     W = W.T if side == "hidden" else W
     rbm = RBM.from_arrays(W, np.zeros(W.shape[0]), np.zeros(W.shape[1]))
-    worst = max(two_term_error(rbm.weight.detach()), two_term_error(rbm.weight.detach().T))
-    assert (worst > 1e-4) == (scale == 1.0)
+    assert (two_terms(rbm.weight.detach()).error > 1e-4) == (scale == 1.0)
     set_bfloat16_units(True)
-    assert Weights(rbm).two_terms == (scale < 1)
+    assert Weights(rbm, 1000).two_terms == (scale < 1)
     set_bfloat16_units(False)
-    assert not Weights(rbm).two_terms
+    assert not Weights(rbm, 1000).two_terms
 
 
 @pytest.fixture
