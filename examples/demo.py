@@ -1,20 +1,20 @@
 """The whole job on the embedded digits: train three stages, evaluate from both sides, sample, draw.
 
-Run by ``make demo``; a run folder that exists already is used as it is.
+Run by ``make demo``; a run folder that is there already is gone on with.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
-from latentbits.cli import main
-from latentbits.runs import Run
-
-run = Path("runs/demo")
-resume = ["--resume"] if Run(run).exists() else []
+RUN = Path("runs/demo")
+resume = ["--resume"] if (RUN / "config.json").exists() else []
 for command in (
-    ["train", "digits", "--run", str(run), *resume],
-    ["evaluate", str(run), "--raise-images", "300"],
-    ["sample", str(run), "--overwrite"],
-    ["report", str(run)],
+    ["train", "digits", "--run", str(RUN), *resume],
+    ["evaluate", str(RUN), "--raise-images", "300"],
+    ["sample", str(RUN), "--overwrite"],
+    ["report", str(RUN)],
 ):
-    if status := main(command):
+    print("$ latentbits", *command, flush=True)
+    if status := subprocess.run([sys.executable, "-m", "latentbits", *command], check=False).returncode:
         raise SystemExit(status)

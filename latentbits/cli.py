@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import io
 import json
 import os
 import platform
@@ -14,18 +15,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from . import __version__, data
 from .config import Config
-from .data import MNIST_FILES, DataError, cache_dir, find
+from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
 from .progress import Display
+from .rbm import RBM
 from .recipes import RECIPES
-from .runs import Run, RunError, write_atomically, write_json
+from .runs import Run, RunError, load, write_atomically, write_json
+from .train import TrainingError, train
 
 console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a line as it is: no markup, and no wrapping of paths."""
+    console.print(text, soft_wrap=True, markup=False)
 
 
 class UsageError(ValueError):
@@ -41,12 +51,14 @@ class TrainOptions:
         resume: Go on from the run folder's checkpoint.
         max_minutes: Stop, resumable, after so long; no schedule depends on it.
         data_dir: Folder with the data set's published files.
+        device: Where to train, such as cpu or cuda.
     """
 
     run: Path | None = None
     resume: bool = False
     max_minutes: float | None = None
     data_dir: Path | None = None
+    device: str = "cpu"
 
 
 def _parser_class(section: BaseModel, extra: Sequence[Any] = ()) -> type:
@@ -57,6 +69,8 @@ def _parser_class(section: BaseModel, extra: Sequence[Any] = ()) -> type:
     fields: list[Any] = []
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
+        if name == "recipe":  # named by the command, not an option
+            continue
         if isinstance(value, BaseModel):
             inner = _parser_class(value)
             fields.append((name, inner, dataclasses.field(default=inner())))
@@ -75,10 +89,10 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
         UsageError: If the recipe is unknown or a value is out of range; each problem has a line.
     """
     if not args or args[0] in ("-h", "--help"):
-        console.print("usage: latentbits train RECIPE [--section.option VALUE …] [--run DIR] [--resume]\n")
-        console.print("  latentbits train digits --run runs/first\n  latentbits train mnist-mlp --max-minutes 30\n")
+        say("usage: latentbits train RECIPE [--section.option VALUE …] [--run DIR] [--resume]\n")
+        say("  latentbits train digits --run runs/first\n  latentbits train mnist-mlp --max-minutes 30\n")
         print_recipes()
-        console.print("\nOptions of a recipe: latentbits train RECIPE --help")
+        say("\nOptions of a recipe: latentbits train RECIPE --help")
         raise SystemExit(0 if args else 2)
     recipe = lookup(args[0], RECIPES, "recipe").make()
     options = [("options", tyro.conf.OmitArgPrefixes[TrainOptions], dataclasses.field(default=TrainOptions()))]
@@ -91,14 +105,17 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     values = dataclasses.asdict(parsed)
     del values["options"]
     try:
-        return Config.model_validate(values), parsed.options
+        return Config.model_validate({"recipe": recipe.recipe, **values}), parsed.options
     except ValidationError as error:
-        lines = [
-            f"--{'.'.join(str(part) for part in problem['loc']).replace('_', '-')}: {problem['msg']}"
-            + ("" if isinstance(problem["input"], dict) else f", got {problem['input']}")
-            for problem in error.errors()
-        ]
-        raise UsageError("\n".join(lines)) from error
+        raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
+
+
+def describe(problem: Any) -> str:
+    """A line for a problem that validation found: the option, what is wrong, what came."""
+    option = ".".join(str(part) for part in problem["loc"]).replace("_", "-")
+    message = problem["msg"].removeprefix("Value error, ")
+    came = "" if isinstance(problem["input"], dict) else f", got {problem['input']}"
+    return f"--{option}: {message}{came}" if option else message
 
 
 def lookup(name: str, table: dict[str, Any], kind: str) -> Any:
@@ -113,34 +130,41 @@ def lookup(name: str, table: dict[str, Any], kind: str) -> Any:
 def train_command(args: Sequence[str]) -> int:
     """Train a recipe through its stages, resumably."""
     config, options = parse_train(args)
-    from .train import finished, train
-
     folder = options.run or Path("runs") / config.recipe
-    if options.resume and Run(folder).exists() and config == RECIPES[config.recipe].make():
-        config = Run(folder).config  # overrides of the first start need not be given again
-    if options.max_minutes is not None and options.max_minutes <= 0:
+    if options.max_minutes is not None and not options.max_minutes > 0:
         raise UsageError(f"--max-minutes: expected a positive number, got {options.max_minutes}")
-    run = train(config, folder, options.resume, options.max_minutes, options.data_dir)
-    if finished(run):
-        console.print(f"finished: {run.path}\nnext: latentbits evaluate {run.path}")
+    if options.resume and Run(folder).exists():
+        started = Run(folder).config
+        if started.recipe != config.recipe:
+            raise UsageError(f"{folder}: holds a run of {started.recipe}, and {config.recipe} was asked for")
+        if config == RECIPES[config.recipe].make():
+            config = started  # the options of the first start need not be given again
+    check_device(options.device)
+    run = train(config, folder, options.resume, options.max_minutes, options.data_dir, options.device)
+    if run.finished:
+        say(f"finished: {run.path}\nnext: latentbits evaluate {run.path}")
     else:
-        console.print(f"stopped: {run.path}\nnext: latentbits train {config.recipe} --run {run.path} --resume")
+        say(f"stopped: {run.path}\nnext: latentbits train {config.recipe} --run {run.path} --resume")
     return 0
+
+
+Weights = Literal["model", "autoencoder", "rbm", "joint"]
 
 
 def evaluate_run(
     run: tyro.conf.Positional[Path],
     split: Literal["test", "valid", "train"] = "test",
     images: int | None = None,
-    samples: int = 500,
-    chains: int = 1000,
-    temperatures: int = 10_000,
+    samples: int = Counts().samples,
+    chains: int = Counts().chains,
+    temperatures: int = Counts().temperatures,
     schedule: Literal["adaptive", "linear"] = "adaptive",
-    raise_images: int = 200,
-    raise_resampled: int = 4,
-    raise_temperatures: int = 2000,
-    weights: str = "model",
+    raise_images: int = Counts().raise_images,
+    raise_resampled: int = Counts().raise_resampled,
+    raise_temperatures: int = Counts().raise_temperatures,
+    weights: Weights = "model",
     seed: int = 0,
+    device: str = "cpu",
     data_dir: Path | None = None,
     out: Path | None = None,
     overwrite: bool = False,
@@ -159,36 +183,38 @@ def evaluate_run(
         schedule: Temperatures placed by an independent pilot run, or equally spaced.
         raise_images: First images of the split to run RAISE on; 0 for none.
         raise_resampled: Posterior samples with a RAISE chain of their own, for each image.
-        raise_temperatures: RAISE temperatures.
+        raise_temperatures: RAISE temperatures; 0 for no RAISE.
         weights: model (validation's choice), or autoencoder, rbm, joint for those at a stage's end.
         seed: Seed of this evaluation.
+        device: Where to evaluate, such as cpu or cuda.
         data_dir: Folder with the data set's published files.
         out: Another file to write the result to.
         overwrite: Replace that file if it exists.
     """
-    import torch
-
-    from . import data
-    from .evaluate import Counts, evaluate
     from .report import evaluation_table
-    from .runs import load
 
+    counts = Counts(samples, chains, temperatures, raise_images, raise_resampled, raise_temperatures)
+    try:
+        check_counts(counts, 1 if images is None else images)
+    except ValueError as error:
+        raise UsageError("\n".join(f"--{line.replace('_', '-')}" for line in str(error).splitlines())) from error
     folder = Run.open(run)
-    if out is not None and out.exists() and not overwrite:
-        raise UsageError(f"--out: {out} exists; add --overwrite to replace it")
-    model = load(run, weights)
+    check_output(out, overwrite)
+    check_device(device)
+    model = load(run, weights).to(device)
+    if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
+        raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
     splits = data.load(folder.config.data.name, data_dir)
     x = getattr(splits, split)[:images]
-    counts = Counts(samples, chains, temperatures, raise_images, raise_resampled, raise_temperatures)
     started = time.monotonic()
     with Display() as display:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed)
         evaluation = evaluate(model, x, split, counts, schedule, generator, display.share)
     record = {
         "evaluation": evaluation.model_dump(exclude_none=True),
         "recipe": folder.config.recipe,
         "config": folder.config.model_dump(),
-        "weights": weights,
+        "weights": {"file": weights, **folder.weights_origin(weights)},
         "images": f"first {len(x):,} of {len(getattr(splits, split)):,}" if images else f"all {len(x):,}",
         "training_seconds": (folder.metrics() or [{}])[-1].get("seconds"),
         "wall_seconds": round(time.monotonic() - started, 1),
@@ -203,22 +229,38 @@ def evaluate_run(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, record)
     console.print(evaluation_table(evaluation))
-    console.print(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
+    say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that PyTorch does not have here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device: expected one that PyTorch has here, got {device!r} ({reason})") from error
+
+
+def check_output(path: Path | None, overwrite: bool) -> None:
+    """Refuse an output that is there already, unless asked, or that cannot be a file."""
+    if path is not None and path.is_dir():
+        raise UsageError(f"--out: {path} is a folder; name a file in it")
+    if path is not None and path.exists() and not overwrite:
+        raise UsageError(f"--out: {path} exists; add --overwrite to replace it, or name another file")
 
 
 def provenance() -> dict[str, Any]:
     """Where a result comes from: command, commit, versions, machine and time."""
-    import torch
-
-    from . import __version__
+    package = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, check=False
-        )
+        try:
+            done = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, check=False)
+        except OSError:  # no git here
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    commit = git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD") if git("rev-parse", "--show-toplevel") == str(package.parent) else ""
     if commit and git("status", "--porcelain", "--untracked-files=no", "."):
         commit += "-modified"
     return {
@@ -244,7 +286,7 @@ def sample_run(
     count: int = 100,
     gibbs_steps: int = 1000,
     seed: int = 0,
-    weights: str = "model",
+    weights: Weights = "model",
     out: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -259,27 +301,20 @@ def sample_run(
         out: The picture; RUN/samples.png if not given.
         overwrite: Replace the picture if it exists.
     """
-    import io
-
-    import torch
-
-    from .data import SHAPES
     from .report import draw, grid, zoom_for
-    from .runs import load
 
     folder = Run.open(run)
     path = out or folder.path / "samples.png"
-    if path.exists() and not overwrite:
-        raise UsageError(f"--out: {path} exists; add --overwrite to replace it, or name another file")
+    check_output(path, overwrite)
     if count < 1 or gibbs_steps < 0:
         raise UsageError(f"--count and --gibbs-steps: expected at least 1 and 0, got {count} and {gibbs_steps}")
     images = draw(load(run, weights), count, gibbs_steps, torch.Generator().manual_seed(seed))
-    shape = SHAPES[folder.config.data.name]
+    shape = data.SHAPES[folder.config.data.name]
     content = io.BytesIO()
     grid(images, shape, zoom=zoom_for(shape)).save(content, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
-    console.print(f"written: {path}")
+    say(f"written: {path}")
 
 
 def report_run(run: tyro.conf.Positional[Path], gibbs_steps: int = 1000, data_dir: Path | None = None) -> None:
@@ -292,18 +327,21 @@ def report_run(run: tyro.conf.Positional[Path], gibbs_steps: int = 1000, data_di
         gibbs_steps: Length of the chains behind the samples.
         data_dir: Folder with the data set's published files.
     """
-    from . import data
-    from .evaluate import Evaluation
     from .report import evaluation_table, write_pictures
 
     folder = Run.open(run)
     splits = data.load(folder.config.data.name, data_dir)
     paths = write_pictures(folder, splits, folder.path / "report", gibbs_steps)
     if (folder.path / "evaluation.json").is_file():
-        record = json.loads((folder.path / "evaluation.json").read_text())
-        console.print(evaluation_table(Evaluation.model_validate(record["evaluation"])))
+        try:
+            record = json.loads((folder.path / "evaluation.json").read_text())
+            table = evaluation_table(Evaluation.model_validate(record["evaluation"]))
+        except (ValueError, KeyError) as error:
+            raise UsageError(f"{folder.path / 'evaluation.json'}: damaged; evaluate again to replace it") from error
+        console.print(table)
+        say(f"{record['command']}: {record['images']} images, weights {record['weights']}")
     for path in paths:
-        console.print(f"written: {path}")
+        say(f"written: {path}")
 
 
 def print_recipes() -> None:
@@ -322,15 +360,12 @@ def print_data(data_dir: Path | None = None) -> None:
     Args:
         data_dir: Folder with published files.
     """
-    console.print("digits: 1,797 images of 8x8, binarized at half of their 16 levels; comes with scikit-learn")
-    console.print("binarized-mnist: statically binarized MNIST, 50,000 / 10,000 / 10,000 images of 28x28")
-    for file in MNIST_FILES.values():
-        path = find(file, data_dir)
-        console.print(
-            f"  {file.name}, {file.size / 1e6:.0f} MB: {f'in {path}' if path else f'absent; from {file.url}'}",
-            soft_wrap=True,
-        )
-    console.print(f"cache: {cache_dir()} (LATENTBITS_CACHE)", soft_wrap=True)
+    say("digits: 1,797 images of 8x8, binarized at half of their 16 levels; comes with scikit-learn")
+    say("binarized-mnist: statically binarized MNIST, 50,000 / 10,000 / 10,000 images of 28x28")
+    for file in data.MNIST_FILES.values():
+        path = data.find(file, data_dir)
+        say(f"  {file.name}, {file.size / 1e6:.0f} MB: {f'in {path}' if path else f'absent; from {file.url}'}")
+    say(f"cache: {data.cache_dir()} (LATENTBITS_CACHE)")
 
 
 def _tyro(function: Callable[..., None], name: str) -> Callable[[Sequence[str]], int]:
@@ -353,11 +388,11 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 
 def print_help() -> None:
     """Say what the commands are."""
-    console.print("latentbits: generative models with binary latent variables and a Boltzmann machine prior\n")
-    console.print("usage: latentbits COMMAND [--help] …\n")
+    say("latentbits: generative models with binary latent variables and a Boltzmann machine prior\n")
+    say("usage: latentbits COMMAND [--help] …\n")
     for name, (summary, _) in COMMANDS.items():
-        console.print(f"  {name:10s}{summary}")
-    console.print("\n  latentbits train digits\n  latentbits evaluate runs/digits\n  latentbits sample runs/digits")
+        say(f"  {name:10s}{summary}")
+    say("\n  latentbits train digits\n  latentbits evaluate runs/digits\n  latentbits sample runs/digits")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -367,16 +402,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_help()
         return 0 if args else 2
     if args[0] == "--version":
-        from . import __version__
-
-        console.print(f"latentbits {__version__}")
+        say(f"latentbits {__version__}")
         return 0
-    from .train import TrainingError
-
     try:
         _, command = lookup(args[0], COMMANDS, "command")
         return int(command(args[1:]))
-    except (UsageError, RunError, DataError, TrainingError) as error:
+    except (UsageError, RunError, data.DataError, TrainingError, OSError) as error:
         for line in str(error).splitlines():
             Console(stderr=True, highlight=False).print(f"error: {line}", soft_wrap=True, markup=False)
         return 2

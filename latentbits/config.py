@@ -4,6 +4,7 @@ A recipe (:mod:`latentbits.recipes`) returns a full :class:`Config`; the run fol
 ``config.json``. Values that an experiment sets have their reasons in the recipe.
 """
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -47,7 +48,9 @@ class AutoencoderConfig(Section):
     batch_size: int = Field(100, ge=1)
     learning_rate: float = Field(1e-3, gt=0, description="of Adam")
     decay: float = Field(0.5, ge=0, le=1, description="last share of the epochs, in which the rate falls to 0")
-    dropout: float = Field(0.0, ge=0, lt=1, description="probability that a soft bit is set to 0")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="probability that a soft bit is set to 0, the others kept as they are"
+    )
     conversion: Literal["calibrated", "literal"] = Field(
         "calibrated",
         description="calibrated: noise U(0, 1) and logits scaled by the best of `scales`; literal: Eq. 3 as "
@@ -59,7 +62,7 @@ class AutoencoderConfig(Section):
 
     @model_validator(mode="after")
     def _scales_are_positive(self) -> "AutoencoderConfig":
-        if not self.scales or any(scale <= 0 for scale in self.scales):
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ValueError(f"scales: expected one or more positive numbers, got {self.scales}")
         return self
 
@@ -98,8 +101,10 @@ class JointConfig(Section):
     decoder_learning_rate: float = Field(5e-4, gt=0)
     prior_learning_rate: float = Field(1e-3, gt=0, description="of SGD")
     decay: float = Field(0.5, ge=0, le=1, description="last share of the epochs, in which the rates fall to 0")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled, of the networks' weight matrices")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of the data bits that the encoder sees (not the decoder's)")
+    weight_decay: float = Field(
+        0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up")
     chains: int = Field(1000, ge=1, description="persistent chains for the negative phase")
     gibbs_steps: int = Field(5, ge=1, description="Gibbs steps between updates")
     average: float = Field(

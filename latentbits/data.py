@@ -9,6 +9,7 @@ downloaded, verified by their published SHA-256, and kept bit-packed in the user
 ``LATENTBITS_CACHE`` if that is set.
 """
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -21,6 +22,7 @@ import pooch
 import torch
 from torch import Tensor
 
+from .progress import DownloadBar
 from .rbm import clamp_means
 
 
@@ -50,6 +52,10 @@ class Splits(NamedTuple):
     @property
     def dimensions(self) -> int:
         return self.train.shape[1]
+
+    def to(self, device: str) -> "Splits":
+        """The same data on a device."""
+        return self._replace(train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device))
 
     def mean_logits(self) -> Tensor:
         """Log-odds of the training data's bit means, with shape (D,), finite by clamping the means."""
@@ -99,7 +105,7 @@ def load(name: str, data_dir: Path | str | None = None) -> Splits:
 
     Arguments:
         name: One of :data:`SHAPES`.
-        data_dir: Folder to look in before downloading.
+        data_dir: Folder to look in; without it, earlier downloads serve, and what is absent is downloaded.
 
     Raises:
         DataError: If the data are missing, truncated, corrupted or of the wrong form.
@@ -157,7 +163,10 @@ def _find_or_download(file: AmatFile, data_dir: Path | None) -> Path:
             f"or leave it out to download {file.url}"
         )
     try:
-        return Path(pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=file.name, path=cache_dir()))
+        with DownloadBar(file.name) as bar:
+            downloader = pooch.HTTPDownloader(progressbar=bar)
+            known = f"sha256:{file.sha256}"
+            return Path(pooch.retrieve(file.url, known, file.name, cache_dir(), downloader=downloader))
     except Exception as error:
         raise DataError(
             f"{file.name}: could not be downloaded from {file.url} ({error}); fetch it by hand and name its "
@@ -185,7 +194,10 @@ def _load_amat(path: Path, file: AmatFile) -> np.ndarray:
 
 def _read_packed(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     """The packed rows if the cached file is whole, else None; its last 32 bytes are its own SHA-256."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
     body, digest = content[:-32], content[-32:]
     if len(body) != shape[0] * shape[1] or hashlib.sha256(body).digest() != digest:
         return None
@@ -200,7 +212,8 @@ def _write_packed(path: Path, rows: np.ndarray) -> None:
         scratch.write_bytes(body + hashlib.sha256(body).digest())
         scratch.replace(path)
     except OSError:  # the cache saves time and nothing else
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def _uncompressed(content: bytes, path: Path, file: AmatFile) -> bytes:

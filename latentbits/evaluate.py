@@ -36,7 +36,7 @@ class LogPartition(Frozen):
     """log Z of the prior, in nats."""
 
     value: float
-    standard_error: float = Field(description="over chains; 0 if exact")
+    standard_error: float | None = Field(description="over chains; 0 if exact, none for a single chain")
     method: Literal["exact", "ais"]
     chains: int = 0
     temperatures: int = 0
@@ -48,8 +48,8 @@ class Likelihood(Frozen):
     """Mean negative log-likelihood of a split, in nats for each image."""
 
     nll: float
-    standard_error_images: float = Field(description="over images: how it would vary with another test set")
-    standard_error_monte_carlo: float = Field(description="for this test set: posterior samples and chains")
+    standard_error_images: float | None = Field(description="over images: how it would vary with another test set")
+    standard_error_monte_carlo: float | None = Field(description="for this test set: posterior samples and chains")
     bits_per_dimension: float
     images: int
     samples: int = Field(description="K; 0 where nothing is summed out by sampling")
@@ -61,8 +61,9 @@ class RaiseLikelihood(Likelihood):
 
     resampled: int = Field(description="m, posterior samples with an annealing chain of their own")
     temperatures: int
+    schedule: str = ""
     difference: float = Field(description="this NLL minus the one with `log_partition` on the same images")
-    difference_standard_error: float
+    difference_standard_error: float | None = Field(description="over images and resampled chains, and log Z's own")
 
 
 class Evaluation(Frozen):
@@ -97,11 +98,35 @@ class Counts(NamedTuple):
     raise_temperatures: int = 2000
 
 
+def check_counts(counts: Counts, images: int) -> None:
+    """Check what an evaluation is asked to spend.
+
+    Raises:
+        ValueError: With a line for each count that is out of range.
+    """
+    least = {
+        "samples": 1,
+        "chains": 0,
+        "temperatures": 1 if counts.chains else 0,
+        "raise_images": 0,
+        "raise_resampled": 1,
+    }
+    problems = [
+        f"{name}: expected at least {bound}, got {getattr(counts, name)}"
+        for name, bound in {**least, "raise_temperatures": 0}.items()
+        if getattr(counts, name) < bound
+    ]
+    if images < 1:
+        problems.append("images: expected at least 1, got none")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
 @torch.no_grad()
 def fit_prior_base(model: LatentModel | RBM, x: Tensor) -> None:
     """Let annealing start from the mean bits of the posterior on training data x (N, D)."""
     if isinstance(model, RBM):
-        model.fit_base(x.double().mean(0), len(x))
+        model.fit_base(x.mean(0, dtype=torch.float64), len(x))
     elif isinstance(model.prior, RBM):
         p = torch.cat([model.posterior(part.to(model.prior.weight)).mean for part in x.split(10_000)])
         model.prior.fit_base(p.mean(0), len(x))
@@ -118,7 +143,7 @@ def summarize_ais(estimate: AISEstimate, temperatures: int, schedule: str) -> Lo
     """An AIS estimate with the counts behind it."""
     return LogPartition(
         value=estimate.log_z,
-        standard_error=estimate.standard_error,
+        standard_error=_finite(estimate.standard_error),
         method="ais",
         chains=len(estimate.log_weights),
         temperatures=temperatures,
@@ -127,18 +152,29 @@ def summarize_ais(estimate: AISEstimate, temperatures: int, schedule: str) -> Lo
     )
 
 
+def _finite(value: float) -> float | None:
+    """A number that JSON can hold, or None where there is no estimate."""
+    return value if math.isfinite(value) else None
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def _likelihood(
-    log_p: Tensor, variance: Tensor, log_z_error: float, dimensions: int, samples: int, ess: float
+    log_p: Tensor, variance: Tensor, log_z_error: float | None, dimensions: int, samples: int, ess: Tensor
 ) -> Likelihood:
+    """Summarize log p(x) (N,), its Monte-Carlo variance (N,) and the effective sample sizes (N,)."""
     n = len(log_p)
+    shared = math.inf if log_z_error is None else log_z_error
     return Likelihood(
         nll=-float(log_p.mean()),
-        standard_error_images=float(log_p.std() / math.sqrt(n)) if n > 1 else math.inf,
-        standard_error_monte_carlo=math.sqrt(float(variance.sum()) / n**2 + log_z_error**2),
+        standard_error_images=_finite(float(log_p.std() / math.sqrt(n))) if n > 1 else None,
+        standard_error_monte_carlo=_finite(math.sqrt(float(variance.sum()) / n**2 + shared**2)),
         bits_per_dimension=-float(log_p.mean()) / (dimensions * math.log(2)),
         images=n,
         samples=samples,
-        effective_sample_size=ess,
+        effective_sample_size=float(ess.mean()),
     )
 
 
@@ -150,7 +186,7 @@ def _ignore(phase: str, share: float) -> None:
 def evaluate(
     model: LatentModel | RBM,
     x: Tensor,
-    split: str = "test",
+    split: str = "",
     counts: Counts = Counts(),  # noqa: B008 (immutable)
     schedule: Literal["adaptive", "linear"] = "adaptive",
     generator: torch.Generator | None = None,
@@ -166,10 +202,14 @@ def evaluate(
         schedule: Temperatures placed by an independent pilot run, or equally spaced.
         generator: Source of the randomness; the default generator if None.
         report: Told now and then how far a phase has come.
+
+    Raises:
+        ValueError: If a count is out of range, or log Z can be had in no way.
     """
+    check_counts(counts, len(x))
     prior = model if isinstance(model, RBM) else model.prior
     D = x.shape[1]
-    x = x.to(prior.visible_bias)
+    x = x.to(prior.visible_bias.detach())
     annealed = None
     if isinstance(prior, RBM) and counts.chains:
         annealed = _ais(prior, counts, schedule, generator, report)
@@ -180,8 +220,9 @@ def evaluate(
     fewer = None
     z: Tensor | None
     if isinstance(model, RBM):
-        log_p, variance, z = model.log_prob(x, log_z.value).double(), torch.zeros(len(x)), x[None]
-        likelihood = _likelihood(log_p, variance, log_z.standard_error, D, 0, 0.0)
+        log_p, z = model.log_prob(x, log_z.value).double(), x.expand(counts.raise_resampled, -1, -1)
+        variance = ess = torch.zeros_like(log_p)
+        likelihood = _likelihood(log_p, variance, log_z.standard_error, D, 0, ess)
     else:
         log_p, variance, z, ess = _bound(model, x, counts.samples, counts.raise_resampled, generator, report)
         log_p = log_p - log_z.value
@@ -194,18 +235,20 @@ def evaluate(
     raised = None
     if isinstance(prior, RBM) and counts.raise_temperatures and counts.raise_images:
         n = min(counts.raise_images, len(x))
-        raised = _raise(
-            prior,
-            z[:, :n],
-            log_p[:n],
-            variance[:n],
-            log_z,
-            likelihood,
-            D,
-            counts,
-            schedule,
-            generator,
-            report,
+        log_raise = _raise(prior, z[:, :n], counts, schedule, generator, report)
+        log_ratio = log_raise - prior.log_prob(z[:, :n], log_z.value).double()
+        difference = log_ratio.logsumexp(0) - math.log(len(z))  # log of p_ann / p, for each image
+        base = _likelihood(log_p[:n] + difference, variance[:n], 0.0, D, likelihood.samples, ess[:n])
+        error = float(difference.std() / math.sqrt(n)) if n > 1 else math.nan
+        raised = RaiseLikelihood(
+            **base.model_dump(exclude={"standard_error_monte_carlo"}),
+            standard_error_monte_carlo=_finite(math.hypot(_or_nan(base.standard_error_monte_carlo), error)),
+            resampled=len(z),
+            temperatures=counts.raise_temperatures,
+            schedule=schedule,
+            difference=-float(difference.mean()),
+            # log Z is in the difference, and its error is the same for every image
+            difference_standard_error=_finite(math.hypot(error, _or_nan(log_z.standard_error))),
         )
     return Evaluation(
         split=split,
@@ -248,37 +291,31 @@ def _ais(prior: RBM, counts: Counts, schedule: str, generator: torch.Generator |
 
 def _bound(
     model: LatentModel, x: Tensor, samples: int, keep: int, generator: torch.Generator | None, report: Report
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """L_K + log Z (N,), its Monte-Carlo variance (N,), m kept samples (m, N, M) and the mean ESS."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """L_K + log Z (N,), its Monte-Carlo variance (N,), m kept samples (m, N, M) and the ESS (N,)."""
     parts = []
     for part in x.split(500):
         parts.append(model.importance_sums(part, samples, keep, generator))
         report(f"bound with K = {samples:,}", 500 * len(parts) / len(x))
-    ess = torch.cat([part.effective_sample_size for part in parts]).mean()
     return (
         torch.cat([part.log_mean for part in parts]),
         torch.cat([part.variance for part in parts]),
         torch.cat([part.z for part in parts], 1),
-        float(ess),
+        torch.cat([part.effective_sample_size for part in parts]),
     )
 
 
 def _raise(
     prior: RBM,
     z: Tensor,
-    log_p: Tensor,
-    variance: Tensor,
-    log_z: LogPartition,
-    likelihood: Likelihood,
-    dimensions: int,
     counts: Counts,
     schedule: str,
     generator: torch.Generator | None,
     report: Report,
-) -> RaiseLikelihood:
-    """RAISE on samples z (m, n, M) of images whose bound, with log Z taken off, is log_p (n,)."""
+) -> Tensor:
+    """RAISE's log-probabilities of samples z (m, n, M), with shape (m, n)."""
     m, n, M = z.shape
-    log_raise = raise_log_prob(
+    return raise_log_prob(
         prior,
         z.reshape(m * n, M),
         counts.raise_temperatures,
@@ -286,26 +323,12 @@ def _raise(
         schedule=_schedule(prior, counts.raise_temperatures, schedule, generator),
         progress=_counter("RAISE", m * n * counts.raise_temperatures, report),
     ).view(m, n)
-    log_ratio = log_raise - prior.log_prob(z.reshape(m * n, M), log_z.value).double().view(m, n)
-    difference = log_ratio.logsumexp(0) - math.log(m)  # log of p_ann / p, for each image
-    base = _likelihood(
-        log_p + difference, variance, 0.0, dimensions, likelihood.samples, likelihood.effective_sample_size
-    )
-    error = float(difference.std() / math.sqrt(n)) if n > 1 else math.inf
-    return RaiseLikelihood(
-        **base.model_dump(exclude={"standard_error_monte_carlo"}),
-        standard_error_monte_carlo=math.hypot(base.standard_error_monte_carlo, error),
-        resampled=m,
-        temperatures=counts.raise_temperatures,
-        difference=-float(difference.mean()),
-        difference_standard_error=error,
-    )
 
 
 @torch.no_grad()
 def quick_nll(
     model: LatentModel | RBM, x: Tensor, x_base: Tensor, config: ValidationConfig, seed: int
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """The quick estimate that training goes by, and the standard error of its log Z, in nats.
 
     The same seed gives the same images, posterior noise and chains, so that models are compared with
@@ -319,9 +342,9 @@ def quick_nll(
         seed: Seed of this estimate.
     """
     prior = model if isinstance(model, RBM) else model.prior
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(prior.visible_bias.device).manual_seed(seed)
     fit_prior_base(model, x_base)
-    log_z = exact_log_partition(prior, 12)
+    log_z = exact_log_partition(prior)
     if log_z is None:
         assert isinstance(prior, RBM)
         estimate = ais(prior, config.ais_chains, config.ais_temperatures, generator)

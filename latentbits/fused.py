@@ -1,21 +1,21 @@
-r"""Bernoulli draws and row sums for tensors on any device.
+"""Bernoulli draws and row sums for tensors on any device.
 
-On the CPU in float32 these run the fused loops of :mod:`latentbits.kernels`, in blocks of rows spread
-over :func:`torch.get_num_threads` threads. Elsewhere (a GPU, float64, or where a gradient is wanted)
-plain PyTorch operations do the same; the two agree in distribution and to float32 rounding, not in
-their random streams.
+On the CPU in float32 these run the fused loops of :mod:`latentbits.kernels`, in blocks of rows spread over
+:func:`torch.get_num_threads` threads. Elsewhere (a GPU, or float64) plain PyTorch operations do the same; the
+two agree in distribution and to float32 rounding, not in their random streams.
 """
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import kernels
 
@@ -26,11 +26,9 @@ _ROW = 512
 _ELEMENTS_PER_BLOCK = 128 * 1024
 
 
-def is_fused(*tensors: Tensor) -> bool:
-    """Whether the compiled loops can serve: float32 on the CPU, and no gradient asked for."""
-    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and not (
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    )
+def is_on_cpu(*tensors: Tensor) -> bool:
+    """Whether the compiled loops can serve: float32 on the CPU."""
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
 
 
 def draw_key(generator: torch.Generator | None) -> Key:
@@ -41,13 +39,18 @@ def draw_key(generator: torch.Generator | None) -> Key:
     return np.uint32(bits & 0xFFFFFFFF), np.uint32(bits >> 32)
 
 
+_worker = threading.local()
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads whose own tensor operations are serial, so that blocks and not operations run in parallel."""
     started = threading.Barrier(threads + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # a thread's first question sets its number, and would undo what is set before it
         torch.set_num_threads(1)
+        _worker.is_one = True
         started.wait()
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="latentbits", initializer=start)
@@ -65,9 +68,15 @@ def map_blocks(function: Callable[[int], T], blocks: Sequence[int]) -> Iterable[
     other's way.
     """
     threads = torch.get_num_threads()
-    if threads == 1:
+    if threads == 1 or getattr(_worker, "is_one", False):  # a worker that waited for workers would wait forever
         return [function(block) for block in blocks]
-    return list(_pool(threads).map(function, blocks))
+    futures = [_pool(threads).submit(function, block) for block in blocks]
+    try:
+        return [future.result() for future in futures]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
 
 
 def for_spans(loop: Callable[[int], None], count: int) -> None:
@@ -91,7 +100,7 @@ def bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Tenso
     Returns:
         Bits as 0.0 or 1.0, with shape (*).
     """
-    if not is_fused(logits.detach()):
+    if not is_on_cpu(logits):
         precise = logits.dtype if logits.dtype == torch.float64 else torch.float32  # half rounds small p away
         p = torch.sigmoid(logits.detach().to(precise))
         device = p.device if generator is None else generator.device
@@ -129,20 +138,67 @@ def _blocks_of_rows(n: int, width: int) -> list[slice]:
     return [slice(i, min(n, i + size)) for i in range(0, n, size)]
 
 
+def _over_rows(loop: Callable[[slice], None], rows: np.ndarray) -> None:
+    """Run a compiled loop over spans of the rows (N, D)."""
+    spans = _blocks_of_rows(*rows.shape)
+    for_spans(lambda span: loop(spans[span]), len(spans))
+
+
+def _rows(a: Tensor) -> np.ndarray:
+    """A tensor (*, D) as an array (N, D)."""
+    return a.detach().contiguous().view(-1, a.shape[-1]).numpy()
+
+
+class _SoftplusSum(torch.autograd.Function):
+    """The sum, its gradient g σ(a), and no more passes than these two."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        ctx.save_for_backward(a)
+        rows = _rows(a)
+        out = np.empty(len(rows))
+        _over_rows(lambda span: kernels.softplus_sum(rows[span], out[span]), rows)
+        return torch.from_numpy(out).to(a.dtype).view(a.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (a,) = ctx.saved_tensors
+        rows, out, g = _rows(a), torch.empty(a.shape), gradient.contiguous().view(-1).numpy()
+        to = _rows(out)
+        _over_rows(lambda span: kernels.softplus_sum_gradient(rows[span], g[span], to[span]), rows)
+        return out
+
+
 def softplus_sum(a: Tensor) -> Tensor:
     """``sum_j log(1 + exp(a_j))`` over the last dimension: (*, D) -> (*)."""
-    if not is_fused(a):
+    if not is_on_cpu(a):
         return F.softplus(a).sum(-1)
-    rows = a.contiguous().view(-1, a.shape[-1]).numpy()
-    out = np.empty(rows.shape[0])
-    bias = np.zeros(rows.shape[1], np.float32)
-    spans = _blocks_of_rows(*rows.shape)
+    return cast(Tensor, _SoftplusSum.apply(a))
 
-    def add(block: int) -> None:
-        kernels.softplus_sum(rows[spans[block]], bias, np.float32(1), out[spans[block]])
 
-    for_spans(add, len(spans))
-    return torch.from_numpy(out).to(a.dtype).view(a.shape[:-1])
+class _BernoulliLogProb(torch.autograd.Function):
+    """The log-probability of x (B, D) under logits (*, B, D), and its gradient g (x - σ(a))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(x, logits)
+        data, rows = _rows(x), _rows(logits)
+        out = np.empty(len(rows))
+        _over_rows(lambda span: kernels.bernoulli_log_prob(data, rows[span], span.start, out[span]), rows)
+        return torch.from_numpy(out).to(logits.dtype).view(logits.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        x, logits = ctx.saved_tensors
+        data, rows, g = _rows(x), _rows(logits), gradient.contiguous().view(-1).numpy()
+        out = torch.empty(logits.shape)
+        to = _rows(out)
+        _over_rows(
+            lambda span: kernels.bernoulli_log_prob_gradient(data, rows[span], span.start, g[span], to[span]), rows
+        )
+        return None, out
 
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
@@ -163,15 +219,6 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
             f"bernoulli_log_prob: expected x (B, D) and logits (B, D) or (K, B, D), got {tuple(x.shape)} and "
             f"{tuple(logits.shape)}"
         )
-    if not is_fused(x, logits):
+    if not is_on_cpu(x, logits) or x.requires_grad:
         return (x * logits).sum(-1) - F.softplus(logits).sum(-1)
-    data = x.contiguous().numpy()
-    rows = logits.contiguous().view(-1, logits.shape[-1]).numpy()
-    out = np.empty(rows.shape[0])
-    spans = _blocks_of_rows(*rows.shape)
-
-    def score(block: int) -> None:
-        kernels.bernoulli_log_prob(data, rows[spans[block]], spans[block].start, out[spans[block]])
-
-    for_spans(score, len(spans))
-    return torch.from_numpy(out).to(logits.dtype).view(logits.shape[:-1])
+    return cast(Tensor, _BernoulliLogProb.apply(x, logits))

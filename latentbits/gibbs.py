@@ -8,11 +8,12 @@ One step of block Gibbs sampling at inverse temperature :math:`\beta` is
 
 which leaves :math:`p_\beta` of :mod:`latentbits.anneal` invariant; plain sampling has
 :math:`\beta = 1`. On the CPU, chains advance in blocks of rows that stay in cache, one block a thread,
-with random bits fused into the element-wise pass; nothing is allocated inside a step. Where the
+with random bits fused into the element-wise pass; no matrix is allocated inside a step. Where the
 processor has bfloat16 matrix units, a product with binary operand runs there in two terms,
 :math:`W \approx W_{hi} + W_{lo}`, accumulated in float32.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
-from .fused import Key, bernoulli, draw_key, is_fused, map_blocks
+from .fused import Key, bernoulli, draw_key, is_on_cpu, map_blocks
 from .rbm import RBM, Prior
 
 FEWEST_ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 500
@@ -88,7 +89,7 @@ class Weights:
         self.b, self.c = rbm.visible_bias.detach(), rbm.hidden_bias.detach()
         self.base_bias = self.b if base_bias is None else base_bias.to(self.b)
         self.M, self.H = W.shape
-        self.fused = is_fused(W, self.b, self.c)
+        self.fused = is_on_cpu(W, self.b, self.c)
         self.W, self.WT, self.two_terms = W, W.T.contiguous(), False
         # with few rows, converting W for each product costs more than the product
         if self.fused and chains >= FEWEST_CHAINS_FOR_TWO_TERMS and has_bfloat16_units():
@@ -112,10 +113,11 @@ class Weights:
 
 
 class FusedBlock:
-    """Rows of chains on the CPU: all buffers are made here, and none while stepping."""
+    """Rows of chains on the CPU: the matrices are made here, and none while stepping."""
 
-    def __init__(self, weights: Weights, z: Tensor, key: Key, block: int) -> None:
+    def __init__(self, weights: Weights, z: Tensor, key: Key, block: int, stop: threading.Event) -> None:
         n, w = z.shape[0], weights
+        self.stop = stop
         self.weights, self.key, self.block, self.calls = w, key, np.uint32(block), 0
         self.z_wide, self.h_wide = torch.empty(n, w.copies * w.M), torch.empty(n, w.copies * w.H)
         self.a, self.d = torch.empty(n, w.H), torch.empty(n, w.M)
@@ -134,6 +136,8 @@ class FusedBlock:
 
     def project(self) -> None:
         """a = zW, without the hidden bias."""
+        if self.stop.is_set():
+            raise InterruptedError("the caller was interrupted")
         torch.mm(self.z_wide, self.weights.W, out=self.a)
 
     def draw_hidden(self, beta: float) -> None:
@@ -196,14 +200,19 @@ def run_blocks(
     key = draw_key(generator)
     size = rows_per_block(z.shape[0])
     starts = range(0, z.shape[0], size)
+    stop = threading.Event()
 
     def run(block: int) -> None:
         rows = slice(starts[block], min(z.shape[0], starts[block] + size))
         with torch.no_grad():
-            advance(FusedBlock(weights, z[rows], key, block), rows)
+            advance(FusedBlock(weights, z[rows], key, block, stop), rows)
 
     with weights.products():
-        map_blocks(run, range(len(starts)))
+        try:
+            map_blocks(run, range(len(starts)))
+        except BaseException:  # Ctrl-C reaches this thread only, and the others would go on for minutes
+            stop.set()
+            raise
 
 
 def gibbs(prior: Prior, z: Tensor, steps: int, generator: torch.Generator | None = None) -> Tensor:

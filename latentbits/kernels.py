@@ -170,19 +170,19 @@ def _sum(values):
     return np.float64(total)
 
 
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _softplus_row(a, terms):
+    for j in range(a.size):
+        terms[j] = _softplus(a[j])
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
-def softplus_sum(a, bias, scale, out):
-    r"""``out[i] = sum_j softplus(scale * (a[i, j] + bias[j]))``; a (N, D), bias (D,), out (N,) float64."""
+def softplus_sum(a, out):
+    """``out[i] = sum_j softplus(a[i, j])``; a (N, D), out (N,) float64."""
     terms = np.empty(a.shape[1], _f32)
     for i in range(a.shape[0]):
-        _softplus_row(a[i], bias, scale, terms)
+        _softplus_row(a[i], terms)
         out[i] = _sum(terms)
-
-
-@njit(nogil=True, fastmath=_FAST, error_model="numpy")
-def _softplus_row(a, bias, scale, terms):
-    for j in range(a.size):
-        terms[j] = _softplus(scale * (a[j] + bias[j]))
 
 
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
@@ -227,3 +227,34 @@ def bernoulli_log_prob(x, a, first, out):
     for i in range(a.shape[0]):
         _bernoulli_row(x[(first + i) % x.shape[0]], a[i], terms)
         out[i] = _sum(terms)
+
+
+@njit(inline="always")
+def _sigmoid(x):
+    return _ONE / (_ONE + _exp(-min(max(x, -_LIMIT), _LIMIT)))
+
+
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _sigmoid_row(a, g, out):
+    for j in range(a.size):
+        out[j] = g * _sigmoid(a[j])
+
+
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _residual_row(x, a, g, out):
+    for j in range(a.size):
+        out[j] = g * (x[j] - _sigmoid(a[j]))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def softplus_sum_gradient(a, g, out):
+    """``out[i, j] = g[i] * sigmoid(a[i, j])``; a (N, D), g (N,), out (N, D)."""
+    for i in range(a.shape[0]):
+        _sigmoid_row(a[i], g[i], out[i])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def bernoulli_log_prob_gradient(x, a, first, g, out):
+    """``out[i, d] = g[i] * (x[(first + i) % B, d] - sigmoid(a[i, d]))``; x (B, D), a (N, D), g (N,), out (N, D)."""
+    for i in range(a.shape[0]):
+        _residual_row(x[(first + i) % x.shape[0]], a[i], g[i], out[i])

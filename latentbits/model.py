@@ -9,6 +9,8 @@ wherever weights are normalised and is estimated once wherever they are not.
 """
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -17,12 +19,20 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .distributions import Bits
+from .fused import map_blocks
 from .gibbs import gibbs, random_bits
 from .nets import MLP
 from .rbm import RBM, BernoulliPrior, Prior
 
 ELEMENTS_PER_CHUNK = 2**24
 """Largest (K, B, D) tensor that an evaluation makes: 64 MiB of float32."""
+
+
+ELEMENTS_PER_THREAD = 2**18
+"""Largest tensor of a chunk that a thread scores: 1 MiB of float32, which stays in cache."""
+
+Products = Callable[[], AbstractContextManager[None]]
+"""A context for matrix products, such as :func:`latentbits.gibbs.bfloat16_products`."""
 
 
 class ImportanceSums(NamedTuple):
@@ -52,8 +62,31 @@ class ImportanceSums(NamedTuple):
 
     @property
     def variance(self) -> Tensor:
-        """Monte-Carlo variance of the log of the mean weight, by the delta method, with shape (B,)."""
-        return (1 / self.effective_sample_size - 1 / self.samples).clamp(min=0)
+        """Monte-Carlo variance of the log of the mean weight, by the delta method, with shape (B,); K = 1: NaN."""
+        if self.samples == 1:
+            return torch.full_like(self.log_sum, torch.nan)
+        spread = (1 / self.effective_sample_size - 1 / self.samples).clamp(min=0)
+        return spread * self.samples / (self.samples - 1)
+
+
+def over_samples(function: Callable[[Tensor], Tensor], z: Tensor, elements: int) -> Tensor:
+    """``function(z)`` for samples z (K, B, M), without gradient, in chunks over K; its values (K, B).
+
+    Arguments:
+        function: Of some of the samples, (k, B, M) -> (k, B).
+        z: Samples, with shape (K, B, M).
+        elements: Size of the largest tensor that the function makes for one of the K.
+    """
+    if z.device.type != "cpu":
+        return function(z)
+    chunk = max(1, ELEMENTS_PER_THREAD // elements)
+    parts = z.split(chunk)
+
+    def run(number: int) -> Tensor:
+        with torch.no_grad():  # a setting of each thread
+            return function(parts[number])
+
+    return torch.cat(list(map_blocks(run, range(len(parts)))))
 
 
 def _device(generator: torch.Generator | None, x: Tensor) -> torch.device:
@@ -94,7 +127,25 @@ class LatentModel(nn.Module):
         """
         q = self.posterior(x)
         z = q.sample((samples,), generator) if isinstance(samples, int) else samples
-        return self.likelihood(z).log_prob(x) - self.prior.free_energy(z) - q.log_prob(z)
+        return self.log_joint(x, z) - q.log_prob(z)
+
+    def log_joint(self, x: Tensor, z: Tensor, products: Products = nullcontext) -> Tensor:
+        """log p*(x, z) = log p(x | z) - F(z), in nats, with shape (K, B) (Eq. 4).
+
+        Where no gradient is wanted, samples go through in chunks that stay in cache, one a thread.
+
+        Arguments:
+            x: Data, with shape (B, D).
+            z: Bits, with shape (K, B, M).
+            products: Context of the decoder's matrix products; the prior's are as they are.
+        """
+        if torch.is_grad_enabled():
+            with products():
+                p_x = self.likelihood(z)
+            return p_x.log_prob(x) - self.prior.free_energy(z)
+        with products():
+            log_p = over_samples(lambda part: self.likelihood(part).log_prob(x), z, x.numel())
+        return log_p - over_samples(self.prior.free_energy, z, z.shape[1] * max(self.prior.visible, self.prior.hidden))
 
     @torch.no_grad()
     def log_prob(

@@ -12,8 +12,7 @@ References:
 """
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from .distributions import Bits
 from .fused import bernoulli
-from .model import LatentModel
+from .model import LatentModel, Products
 
 
 class Signal(NamedTuple):
@@ -129,7 +128,7 @@ def joint_losses(
     backward_samples: int = 0,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
-    products: Callable[[], AbstractContextManager[None]] = nullcontext,
+    products: Products = nullcontext,
 ) -> Losses:
     r"""Surrogate losses of one batch for stage 3.
 
@@ -164,13 +163,11 @@ def losses_of_samples(
     objective: str,
     backward_samples: int = 0,
     generator: torch.Generator | None = None,
-    products: Callable[[], AbstractContextManager[None]] = nullcontext,
+    products: Products = nullcontext,
 ) -> Losses:
     """As :func:`joint_losses`, given posterior logits a (B, M) and samples z (K, B, M) from them."""
     with torch.no_grad():
-        with products():
-            p_x = model.likelihood(z)
-        log_w = p_x.log_prob(x) - model.prior.free_energy(z) - Bits(a.detach()).log_prob(z)
+        log_w = model.log_joint(x, z, products) - Bits(a.detach()).log_prob(z)
         signal = (vimco if objective == "vimco" else wake)(log_w)
         if backward_samples:
             index = resample(signal.weights, backward_samples, generator)

@@ -5,7 +5,15 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 STAGE_TITLES = {
     "autoencoder": "stage 1, autoencoder",
@@ -20,6 +28,37 @@ _SHOWN = {
     "valid_nll": "valid NLL {:.2f}",
     "seconds": "{:.0f} s",
 }
+
+
+class DownloadBar:
+    """A bar for one download, with the interface that pooch asks for."""
+
+    total = 0
+
+    def __init__(self, title: str) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), transient=True
+        )
+        self._task = self._bar.add_task(title, total=None)
+
+    def __enter__(self) -> "DownloadBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def update(self, count: int) -> None:
+        """Count bytes that have come."""
+        self._bar.update(self._task, total=self.total, advance=count)
+
+    def reset(self) -> None:
+        """Start again from nothing."""
+        self._bar.reset(self._task, total=self.total)
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.stop()
 
 
 class Display:
@@ -51,24 +90,16 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the bar off the screen."""
         self._bar.stop()
 
-    def stage(self, stage: str, total: int, done: int) -> None:
-        """Begin a bar for a stage of ``total`` steps."""
-        self.phase(STAGE_TITLES.get(stage, stage), total, done)
-
     def phase(self, title: str, total: float, done: int = 0) -> None:
-        """Begin a bar for a phase."""
+        """Begin a bar for a phase of ``total`` steps."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(title, total=total, completed=done)
         self._title = title
 
-    def advance(self, done: float, totals: Mapping[str, float] | None = None) -> None:
+    def advance(self, done: float) -> None:
         """Move the bar to ``done``."""
         if self._task is not None:
             self._bar.update(self._task, completed=done)

@@ -181,6 +181,11 @@ class BernoulliPrior(nn.Module):
     def visible(self) -> int:
         return self.visible_bias.shape[0]
 
+    @property
+    def hidden(self) -> int:
+        """0: there are none."""
+        return 0
+
     def free_energy(self, z: Tensor) -> Tensor:
         """F(z) = -z·b of bits z (*, M), in nats, with shape (*)."""
         return -(z @ self.visible_bias)
@@ -197,7 +202,7 @@ class BernoulliPrior(nn.Module):
         """log Z itself, a scalar with the exact gradient; samples (N, M) are not needed."""
         return F.softplus(self.visible_bias).sum()
 
-    def fit_base(self, means: Tensor, count: int) -> None:
+    def fit_means(self, means: Tensor, count: int) -> None:
         """Set the bits' means (M,) to those of ``count`` data."""
         with torch.no_grad():
             self.visible_bias.copy_(torch.logit(clamp_means(means.double(), count)))

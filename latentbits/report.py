@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import data
 from .evaluate import Evaluation, Likelihood
+from .gibbs import gibbs, random_bits
 from .model import LatentModel
 from .progress import STAGE_TITLES
 from .rbm import RBM
@@ -45,6 +46,10 @@ def zoom_for(shape: tuple[int, int]) -> int:
     return max(1, round(60 / (shape[1] + 2)))
 
 
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f}"
+
+
 def evaluation_table(evaluation: Evaluation) -> Table:
     """An evaluation as a table for the terminal."""
     table = Table(title=f"negative log-likelihood, {evaluation.split} split", title_justify="left")
@@ -55,8 +60,8 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         table.add_row(
             name,
             f"{row.nll:.3f}",
-            f"{row.standard_error_monte_carlo:.3f}",
-            f"{row.standard_error_images:.3f}",
+            _number(row.standard_error_monte_carlo),
+            _number(row.standard_error_images),
             f"{row.bits_per_dimension:.4f}",
             f"{row.images:,}",
             f"{row.samples:,}" if row.samples else "",
@@ -64,7 +69,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         )
 
     log_z = evaluation.log_partition
-    add("exact log Z" if log_z.method == "exact" else "AIS", evaluation.likelihood)
+    add("L_K, exact log Z" if log_z.method == "exact" else "L_K, log Z by AIS", evaluation.likelihood)
     if evaluation.likelihood_fewer_samples:
         add("the same, fewer samples", evaluation.likelihood_fewer_samples)
     if evaluation.likelihood_raise:
@@ -81,13 +86,13 @@ def _captions(evaluation: Evaluation) -> list[str]:
             lines.append(f"log Z = {log_z.value:.3f}, exact")
         elif log_z:
             lines.append(
-                f"log Z = {log_z.value:.3f} ± {log_z.standard_error:.3f} by AIS, {log_z.chains:,} chains, "
+                f"log Z = {log_z.value:.3f} ± {_number(log_z.standard_error)} by AIS, {log_z.chains:,} chains, "
                 f"{log_z.temperatures:,} {log_z.schedule} temperatures, ESS {log_z.effective_sample_size:,.0f}"
             )
     if raised := evaluation.likelihood_raise:
         lines.append(
             f"RAISE minus the first row on the same {raised.images:,} images: {raised.difference:+.3f} ± "
-            f"{raised.difference_standard_error:.3f} ({raised.resampled} resampled, "
+            f"{_number(raised.difference_standard_error)} ({raised.resampled} resampled, "
             f"{raised.temperatures:,} temperatures)"
         )
     return lines
@@ -141,11 +146,11 @@ def learning_curves(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     return figures
 
 
-def encoder_histogram(model: LatentModel, x: Tensor) -> Figure:
-    """Histogram of the encoder's output E(x) on data x (N, D), as in the paper's Figure 5."""
+def encoder_histogram(model: LatentModel, x: Tensor, title: str) -> Figure:
+    """Histogram of the encoder's output, the bits' log-odds, on data x (N, D), as in the paper's Figure 5."""
     with torch.no_grad():
-        logits = model.encoder(x.float()).flatten().numpy()
-    figure, axes = _axes("encoder's output: log-odds of the bits", "log-odds", "share")
+        logits = model.encoder(x.float()).flatten().cpu().numpy()
+    figure, axes = _axes(title, "log-odds", "share")
     edge = float(np.quantile(np.abs(logits), 0.995))
     axes.hist(
         logits, bins=np.linspace(-edge, edge, 81).tolist(), weights=np.full(logits.size, 1 / logits.size), color=ACCENT
@@ -162,8 +167,6 @@ def reconstructions(model: LatentModel, x: Tensor) -> Tensor:
 
 def draw(model: LatentModel | RBM, count: int, gibbs_steps: int, generator: torch.Generator) -> Tensor:
     """Means of the pixels (count, D) given bits from chains of Gibbs steps that start at random bits."""
-    from .gibbs import gibbs, random_bits
-
     if isinstance(model, LatentModel):
         return model.sample(count, gibbs_steps, generator)
     z = gibbs(model, random_bits(count, model, generator), gibbs_steps, generator)
@@ -182,7 +185,13 @@ def write_pictures(run: Run, splits: data.Splits, folder: Path, gibbs_steps: int
         sheets["samples"] = draw(model, 100, gibbs_steps, generator)
         if isinstance(model, LatentModel):
             sheets["reconstructions"] = reconstructions(model, splits.valid[:50])
-            figures["encoder-output"] = encoder_histogram(model, splits.valid[:2000])
+            figures["encoder-output"] = encoder_histogram(model, splits.valid[:2000], "encoder's output, final")
+            if (run.path / "autoencoder.safetensors").is_file():
+                pretrained = load(run.path, "autoencoder")
+                assert isinstance(pretrained, LatentModel)
+                figures["encoder-output-pretrained"] = encoder_histogram(
+                    pretrained, splits.valid[:2000], "encoder's output, after stage 1, scaled"
+                )
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")

@@ -7,16 +7,18 @@
 | ``metrics.jsonl`` | a line for each epoch |
 | ``autoencoder.safetensors``, ``rbm.safetensors``, ``joint.safetensors`` | the weights at each stage's end |
 | ``model.safetensors`` | the weights that validation chose |
-| ``evaluation.json`` | the last evaluation |
+| ``evaluation.json``, ``evaluations.jsonl`` | the last evaluation, and a line for each |
 
 No file is a pickle. Nested state (optimizers, counters) becomes flat named tensors beside a JSON skeleton
 in the safetensors header.
 """
 
+import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from .rbm import RBM
 
 FORMAT = 1
 STAGES = ("autoencoder", "rbm", "joint")
+FINISHED = "finished"
 
 
 class RunError(ValueError):
@@ -138,6 +141,8 @@ class Run:
                 f"{run.path}: holds a run already, and nothing is overwritten; go on with --resume, or name "
                 "another folder with --run"
             )
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            raise RunError(f"{run.path}: expected a new or an empty folder, found something else; name another")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             write_atomically(run.path / "config.json", (config.model_dump_json(indent=2) + "\n").encode())
@@ -167,17 +172,43 @@ class Run:
         path = self.path / "config.json"
         try:
             return Config.model_validate_json(path.read_text())
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise RunError(f"{path}: not a configuration that this version can read: {error}") from error
+        except (ValidationError, UnicodeDecodeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{path}: not a configuration that this version can read ({reason})") from error
 
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.safetensors"
 
-    def save_weights(self, name: str, module: torch.nn.Module) -> None:
-        """Write a module's weights as ``name.safetensors``."""
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to the end of its stages."""
+        return self.checkpoint.is_file() and load_state(self.checkpoint)["stage"] == FINISHED
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in this folder.
+
+        Raises:
+            RunError: If one does already.
+        """
+        with open(self.path / ".lock", "w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(f"{self.path}: another process is training here; wait for it or stop it") from error
+            yield
+
+    def save_weights(self, name: str, module: torch.nn.Module, origin: Mapping[str, str] | None = None) -> None:
+        """Write a module's weights as ``name.safetensors``, and in its header where they come from."""
         tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-        write_atomically(self.path / f"{name}.safetensors", save(tensors, metadata={"format": str(FORMAT)}))
+        metadata = {"format": str(FORMAT), **(origin or {})}
+        write_atomically(self.path / f"{name}.safetensors", save(tensors, metadata=metadata))
+
+    def weights_origin(self, name: str) -> dict[str, str]:
+        """What the header of ``name.safetensors`` says: stage, step and validation NLL."""
+        with safe_open(self.path / f"{name}.safetensors", framework="pt") as file:
+            return dict(file.metadata() or {})
 
     def load_weights(self, name: str, module: torch.nn.Module) -> None:
         """Read a module's weights from ``name.safetensors``.
@@ -199,18 +230,28 @@ class Run:
         """Add a line to ``metrics.jsonl``."""
         with open(self.path / "metrics.jsonl", "a") as stream:
             stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())  # a checkpoint that counts this line must not outlive it
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``, oldest first."""
+        """The whole lines of ``metrics.jsonl``, oldest first; a crash can leave a part of one at the end."""
+        return [json.loads(line) for line in self._metrics_lines()]
+
+    def _metrics_lines(self) -> list[str]:
         path = self.path / "metrics.jsonl"
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        text = path.read_text() if path.is_file() else ""
+        return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def truncate_metrics(self, rows: int) -> None:
-        """Keep the first ``rows`` lines: those after a checkpoint are made again by resuming from it."""
-        lines = [json.dumps(row) + "\n" for row in self.metrics()[:rows]]
-        write_atomically(self.path / "metrics.jsonl", "".join(lines).encode())
+        """Keep the first ``rows`` lines: those after a checkpoint are made again by resuming from it.
+
+        Raises:
+            RunError: If there are fewer.
+        """
+        lines = self._metrics_lines()
+        if len(lines) < rows:
+            raise RunError(f"{self.path}/metrics.jsonl: expected at least {rows} lines, found {len(lines)}")
+        write_atomically(self.path / "metrics.jsonl", "".join(lines[:rows]).encode())
 
 
 def load(path: Path | str, weights: str = "model") -> LatentModel | RBM:

@@ -11,11 +11,12 @@ its own. So a run that was stopped and resumed gives the same weights as one tha
 """
 
 import contextlib
+import copy
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -33,9 +34,9 @@ from .gibbs import bfloat16_products, gibbs
 from .model import LatentModel, build
 from .nets import MLP, weight_matrices
 from .objectives import joint_losses
-from .progress import Display
+from .progress import STAGE_TITLES, Display
 from .rbm import RBM, BernoulliPrior
-from .runs import STAGES, Run, RunError, load_state, save_state
+from .runs import FINISHED, STAGES, Run, RunError, load_state, save_state
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_BETWEEN_CHECKS = 50
@@ -67,13 +68,15 @@ class State:
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     average: AveragedModel | None = None
     restored: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint."""
+    def save(self, path: Path, origin: dict[str, Any]) -> None:
+        """Write a checkpoint, with where it comes from: configuration, data, versions."""
         average = None if self.average is None else self.average.state_dict()
         save_state(
             path,
             {
+                "origin": origin,
                 "stage": self.stage,
                 "step": self.step,
                 "seconds": self.seconds,
@@ -91,8 +94,10 @@ class State:
     def restore(self, path: Path) -> None:
         """Read a checkpoint; optimizers and average wait for :meth:`begin`, which makes them."""
         saved = load_state(path)
-        for name in ("stage", "step", "seconds", "best", "rows", "totals", "chains"):
+        self.origin = saved["origin"]
+        for name in ("stage", "step", "seconds", "best", "rows", "totals"):
             setattr(self, name, saved[name])
+        self.chains = None if saved["chains"] is None else saved["chains"].to(self.generator.device)
         self.generator.set_state(saved["generator"])
         self.model.load_state_dict(saved["model"])
         self.restored = {"optimizers": saved["optimizers"], "average": saved["average"]}
@@ -118,6 +123,36 @@ class State:
         return self.model if self.average is None else cast(LatentModel | RBM, self.average.module)
 
 
+def origin(config: Config, splits: data.Splits) -> dict[str, Any]:
+    """What a run's bits depend on: configuration and data, and as far as rounding goes versions and threads."""
+    return {
+        "config": config.model_dump_json(),
+        "data": splits.checksum,
+        "rounding": f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+    }
+
+
+def check_origin(saved: dict[str, Any], now: dict[str, Any], path: Path, display: Display) -> None:
+    """Compare a checkpoint's origin with the present one.
+
+    Raises:
+        RunError: If configuration or data differ; another version or number of threads is only noted.
+    """
+    for name, what in (("config", "configuration: config.json was changed"), ("data", "data")):
+        if saved[name] != now[name]:
+            raise RunError(f"{path}: the checkpoint is of another {what}; start a new run")
+    if saved["rounding"] != now["rounding"]:
+        display.note(
+            f"resumed with {now['rounding']}; before: {saved['rounding']}. From here on the run is not "
+            "bit-identical to one that was never stopped"
+        )
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Whole batches in an epoch of ``count`` data; a remainder waits for another epoch's order."""
+    return max(1, count // batch_size)
+
+
 class Session:
     """One sitting of a run: batches, checkpoints, metrics, the clock and the wish to stop."""
 
@@ -127,6 +162,7 @@ class Session:
         self.run, self.config, self.state, self.splits = run, config, state, splits
         self.deadline, self.display = deadline, display
         self.stop = False
+        self.origin = origin(config, splits)
         self._last_save = self._last_tick = time.monotonic()
 
     def batches(
@@ -135,39 +171,37 @@ class Session:
         x: Tensor,
         epochs: int,
         batch_size: int,
-        at_epoch_end: Callable[[], dict[str, float]],
+        at_epoch_end: Callable[[int], Mapping[str, float | None]],
     ) -> Iterator[Tensor]:
         """Batches (B, D) from the state's step to the stage's end; does the bookkeeping between them."""
         state = self.state
-        per_epoch = max(1, len(x) // batch_size)
-        self.display.stage(stage, epochs * per_epoch, state.step)
+        per_epoch = steps_per_epoch(len(x), batch_size)
+        self.display.phase(STAGE_TITLES[stage], epochs * per_epoch, state.step)
+        drawn = -1
         while state.step < epochs * per_epoch:
             epoch, i = divmod(state.step, per_epoch)
-            if i == 0 or self._order_of != (stage, epoch):
-                self._order_of = (stage, epoch)
-                order = epoch_order(self.config.seed, stage, epoch, len(x))
+            if epoch != drawn:
+                drawn, order = epoch, epoch_order(self.config.seed, stage, epoch, len(x)).to(x.device)
             yield x[order[i * batch_size : (i + 1) * batch_size]]
             state.step += 1
-            self.display.advance(state.step, state.totals)
+            self.display.advance(state.step)
             if state.step % STEPS_BETWEEN_CHECKS == 0 or i + 1 == per_epoch:
                 self._check_finite()
             if i + 1 == per_epoch:
                 self._end_epoch(epoch + 1, per_epoch, at_epoch_end)
             self._checkpoint_if_due()
 
-    _order_of: tuple[str, int] = ("", -1)
-
     def record(self, **values: Tensor) -> None:
         """Add a step's values to the epoch's totals."""
         for name, value in values.items():
             self.state.totals[name] = self.state.totals.get(name, 0.0) + float(value)
 
-    def _end_epoch(self, epoch: int, per_epoch: int, at_epoch_end: Callable[[], dict[str, float]]) -> None:
+    def _end_epoch(self, epoch: int, per_epoch: int, at_epoch_end: Callable[[int], Mapping[str, float | None]]) -> None:
         state = self.state
         self._tick()
         row: dict[str, Any] = {"stage": state.stage, "epoch": epoch, "step": state.step}
         row |= {name: total / per_epoch for name, total in state.totals.items()}
-        row |= at_epoch_end()
+        row |= dict(at_epoch_end(epoch))
         self._tick()
         row["seconds"] = round(state.seconds, 3)
         state.totals, state.rows = {}, state.rows + 1
@@ -178,7 +212,8 @@ class Session:
         """Keep the evaluated weights as the run's model if their validation NLL is the best so far."""
         if nll <= self.state.best:
             self.state.best = nll
-            self.run.save_weights("model", self.state.evaluated)
+            origin = {"stage": self.state.stage, "step": str(self.state.step), "valid_nll": f"{nll:.4f}"}
+            self.run.save_weights("model", self.state.evaluated, origin)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -199,12 +234,13 @@ class Session:
         """Write a checkpoint now."""
         self._check_finite()
         self._tick()
-        self.state.save(self.run.checkpoint)
+        self.state.save(self.run.checkpoint, self.origin)
         self._last_save = time.monotonic()
 
     def _checkpoint_if_due(self) -> None:
         now = time.monotonic()
         if self.stop or now >= self.deadline:
+            self.display.note("stopping; the checkpoint is written")
             self.checkpoint()
             raise Stopped
         if now - self._last_save > SECONDS_BETWEEN_CHECKPOINTS:
@@ -247,9 +283,9 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     state, splits = session.state, session.splits
     optimizer = Adam([_group([*model.encoder.parameters(), *model.decoder.parameters()], config.learning_rate)])
     state.begin("autoencoder", {"nets": optimizer})
-    steps = config.epochs * max(1, len(splits.train) // config.batch_size)
+    steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
 
-    def validate() -> dict[str, float]:
+    def validate(epoch: int) -> dict[str, float]:
         x = splits.valid.float()
         with torch.no_grad():
             hard = model.likelihood((model.encoder(x) > 0).float()).log_prob(x)
@@ -259,10 +295,10 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
         set_rates(optimizer, rate_factor(state.step, steps, config.decay))
         x = batch.float()
         z = model.encoder(x)
-        u = torch.rand(z.shape, generator=state.generator)
+        u = torch.rand(z.shape, generator=state.generator, device=z.device)
         bits = soft_binarize(z, u, config.conversion)
         if config.dropout:
-            bits = bits * (torch.rand(z.shape, generator=state.generator) >= config.dropout)
+            bits = bits * (torch.rand(z.shape, generator=state.generator, device=z.device) >= config.dropout)
         loss = -model.likelihood(bits).log_prob(x).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -270,7 +306,7 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
         session.record(reconstruction=loss.detach())
 
     session.checkpoint()
-    scale, table = choose_scale(model, splits, config, session.config)
+    scale, table = choose_scale(session, model, config)
     scale_logits(model, scale)
     session.run.append_metrics({"stage": "conversion", "scale": scale, "nll_by_scale": table})
     state.rows += 1
@@ -285,10 +321,9 @@ def scale_logits(model: LatentModel, scale: float) -> None:
     model.encoder.last.bias.mul_(scale)
 
 
-def choose_scale(
-    model: LatentModel, splits: data.Splits, config: AutoencoderConfig, whole: Config
-) -> tuple[float, dict[str, float]]:
+def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig) -> tuple[float, dict[str, float]]:
     """The scale s of sigmoid(s E(x)) with the best validation NLL after a short stage 2, and the table."""
+    splits, whole = session.splits, session.config
     scales = (1.0,) if config.conversion == "literal" else config.scales
     if len(scales) == 1:
         return scales[0], {}
@@ -296,44 +331,46 @@ def choose_scale(
     x = splits.train[:CALIBRATION_IMAGES]
     with torch.no_grad():
         logits = model.encoder(x.float())
-    trained_prior = model.prior
     table: dict[str, float] = {}
     for scale in scales:
-        model.prior = build_prior_like(trained_prior, whole.seed)
-        scale_logits(model, scale)
-        fit_prior_briefly(model.prior, scale * logits, whole)
-        table[f"{scale:g}"] = round(quick_nll(model, splits.valid, x, quick, whole.seed)[0], 3)
-        scale_logits(model, 1 / scale)
-    model.prior = trained_prior
+        session.display.note(f"trying posterior = sigmoid({scale:g} E(x)) with a short stage 2")
+        trial = copy.deepcopy(model)
+        trial.prior = build_prior_like(model.prior, whole.seed)
+        scale_logits(trial, scale)
+        fit_prior_briefly(trial.prior, scale * logits, whole)
+        table[f"{scale:g}"] = round(quick_nll(trial, splits.valid, x, quick, whole.seed)[0], 3)
     return min(scales, key=lambda s: table[f"{s:g}"]), table
 
 
 def build_prior_like(prior: RBM | BernoulliPrior, seed: int) -> RBM | BernoulliPrior:
     """A fresh prior of the same kind and size."""
     if isinstance(prior, BernoulliPrior):
-        return BernoulliPrior(prior.visible)
-    return RBM(prior.visible, prior.hidden, generator=torch.Generator().manual_seed(seed))
+        return BernoulliPrior(prior.visible).to(prior.visible_bias.device)
+    rbm = RBM(prior.visible, prior.hidden, generator=torch.Generator().manual_seed(seed))
+    return rbm.to(prior.weight.device)
 
 
 def fit_prior_briefly(prior: RBM | BernoulliPrior, logits: Tensor, whole: Config) -> None:
     """CD-1 for a thousand updates on posterior logits (N, M): enough to compare scales."""
     config, B = whole.rbm, whole.rbm.batch_size
-    generator = torch.Generator().manual_seed(whole.seed)
+    generator = torch.Generator(logits.device).manual_seed(whole.seed)
     start_biases(prior, torch.sigmoid(logits).mean(0), len(logits))
     if isinstance(prior, BernoulliPrior):
         return
     optimizer = SGD([_group(prior.parameters(), config.learning_rate, momentum=config.momentum)])
     for step in range(CALIBRATION_UPDATES):
         set_rates(optimizer, rate_factor(step, CALIBRATION_UPDATES, 0.5))
-        z = bernoulli(logits[torch.randint(len(logits), (B,), generator=generator)], generator)
+        z = bernoulli(logits[torch.randint(len(logits), (B,), generator=generator, device=logits.device)], generator)
         contrastive_step(prior, optimizer, z, gibbs(prior, z, 1, generator))
 
 
 @torch.no_grad()
 def start_biases(prior: RBM | BernoulliPrior, means: Tensor, count: int) -> None:
     """Set the visible biases to the log-odds of the bits' means (M,), as if the weights were zero."""
-    prior.fit_base(means, count)
-    if isinstance(prior, RBM):
+    if isinstance(prior, BernoulliPrior):
+        prior.fit_means(means, count)
+    else:
+        prior.fit_base(means, count)
         assert prior.base_bias is not None
         prior.visible_bias.copy_(prior.base_bias)
 
@@ -363,9 +400,8 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
     if weights:
         groups.append(_group(weights, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay))
     optimizer = SGD(groups)
-    starting = state.stage != "rbm"
     state.begin("rbm", {"prior": optimizer})
-    per_epoch = max(1, len(splits.train) // config.batch_size)
+    per_epoch = steps_per_epoch(len(splits.train), config.batch_size)
 
     def draw(x: Tensor) -> Tensor:
         if isinstance(model, RBM):
@@ -373,15 +409,16 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
         with torch.no_grad():
             return model.posterior(x.float()).sample(generator=state.generator)
 
-    if starting or state.step == 0:
+    if state.step == 0:
         with torch.no_grad():
-            means = splits.train.float().mean(0)
-            if isinstance(model, LatentModel):
+            if isinstance(model, RBM):
+                means = splits.train.mean(0, dtype=torch.float32)
+            else:
                 means = torch.cat([model.posterior(x.float()).mean for x in splits.train.split(10_000)]).mean(0)
         start_biases(prior, means, len(splits.train))
 
     for batch in session.batches(
-        "rbm", splits.train, config.epochs, config.batch_size, lambda: validate_nll(session, config.epochs)
+        "rbm", splits.train, config.epochs, config.batch_size, lambda epoch: validate_nll(session, epoch, config.epochs)
     ):
         epoch = state.step // per_epoch
         set_rates(optimizer, rate_factor(state.step, config.epochs * per_epoch, config.decay))
@@ -396,10 +433,9 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
         session.record(free_energy_gap=contrastive_step(prior, optimizer, z, z_negative))
 
 
-def validate_nll(session: Session, epochs: int) -> dict[str, float]:
+def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float | None]:
     """The quick validation NLL every so many epochs and after the last; keeps the best weights."""
     config, state, splits = session.config, session.state, session.splits
-    epoch = sum(row.get("stage") == state.stage for row in session.run.metrics()) + 1
     if epoch % config.validation.every and epoch != epochs:
         return {}
     nll, error = quick_nll(state.evaluated, splits.valid, splits.train, config.validation, config.seed)
@@ -418,17 +454,20 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig) -> No
         ]
     )
     sgd = SGD([_group(prior.parameters(), config.prior_learning_rate)])
-    starting = state.stage != "joint" or state.step == 0
     state.begin("joint", {"nets": nets, "prior": sgd}, config.average)
-    if starting:
+    if state.step == 0:
         first = torch.arange(config.chains) % len(splits.train)
         with torch.no_grad():
             state.chains = model.posterior(splits.train[first].float()).sample(generator=state.generator)
-    steps = config.epochs * max(1, len(splits.train) // config.batch_size)
+    steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
     products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
 
     for batch in session.batches(
-        "joint", splits.train, config.epochs, config.batch_size, lambda: validate_nll(session, config.epochs)
+        "joint",
+        splits.train,
+        config.epochs,
+        config.batch_size,
+        lambda epoch: validate_nll(session, epoch, config.epochs),
     ):
         factor = rate_factor(state.step, steps, config.decay)
         set_rates(nets, factor)
@@ -471,6 +510,7 @@ def train(
     resume: bool = False,
     max_minutes: float | None = None,
     data_dir: Path | str | None = None,
+    device: str = "cpu",
     quiet: bool = False,
 ) -> Run:
     """Train a model in its three stages; the command ``latentbits train``.
@@ -481,10 +521,11 @@ def train(
         resume: Go on from the folder's checkpoint; its configuration must be the same.
         max_minutes: Stop, resumable, after so long. The schedules do not depend on it.
         data_dir: Folder with the data set's published files.
+        device: Where to train, as PyTorch names it.
         quiet: Show no progress.
 
     Returns:
-        The run folder. Whether it came to its end: :meth:`finished`.
+        The run folder; ``finished`` says whether it came to its end.
 
     Raises:
         RunError: If the folder holds a run already, or another one than is to be resumed.
@@ -497,20 +538,19 @@ def train(
             f"{folder.path}: was started with another configuration ({describe_difference(folder.config, config)}); "
             "resume it without options, or start a new run"
         )
-    splits = data.load(config.data.name, data_dir)
+    splits = data.load(config.data.name, data_dir).to(device)
     if folder is None:
         folder = Run.create(run, config)
     state = new_state(config, splits)
-    if resume and folder.checkpoint.is_file():
-        state.restore(folder.checkpoint)
-    folder.truncate_metrics(state.rows)
-
-    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-    with Display(quiet) as display:
+    with folder.lock(), Display(quiet) as display:
+        if resume and folder.checkpoint.is_file():
+            state.restore(folder.checkpoint)
+            check_origin(state.origin, origin(config, splits), folder.checkpoint, display)
+        folder.truncate_metrics(state.rows)
+        deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         session = Session(folder, config, state, splits, deadline, display)
         with stop_on_interrupt(session), contextlib.suppress(Stopped):
             run_stages(session)
-        session.display.close()
     return folder
 
 
@@ -531,8 +571,9 @@ def describe_difference(old: Config, new: Config) -> str:
 
 def new_state(config: Config, splits: data.Splits) -> State:
     """The state before the first step: random weights, and the decoder's bias at the data's mean logits."""
-    generator = torch.Generator().manual_seed(config.seed)
-    model = build(config.model, splits.dimensions, generator)
+    model = build(config.model, splits.dimensions, torch.Generator().manual_seed(config.seed))
+    model = model.to(splits.train.device)
+    generator = torch.Generator(splits.train.device).manual_seed(config.seed)
     if isinstance(model, LatentModel):
         assert isinstance(model.decoder, MLP)
         with torch.no_grad():
@@ -543,22 +584,22 @@ def new_state(config: Config, splits: data.Splits) -> State:
 def run_stages(session: Session) -> None:
     """Run the stages that the configuration asks for, from where the state stands."""
     state, config, run = session.state, session.config, session.run
-    done = STAGES.index(state.stage) if state.stage in STAGES else len(STAGES)
-    model = state.model
+    if state.stage == FINISHED:
+        return
+    done, model = STAGES.index(state.stage), state.model
     if done <= 0 and config.autoencoder.epochs and isinstance(model, LatentModel):
         train_autoencoder(session, model, config.autoencoder)
         end_stage(session, "autoencoder")
     if done <= 1 and config.rbm.epochs:
         train_rbm(session, config.rbm)
         end_stage(session, "rbm")
-    if done <= 2 and config.joint.epochs and isinstance(model, LatentModel):
+    if config.joint.epochs and isinstance(model, LatentModel):
         train_joint(session, model, config.joint)
         end_stage(session, "joint")
-    if state.stage != "finished":
-        if not (run.path / "model.safetensors").is_file():
-            run.save_weights("model", model)
-        state.stage, state.step, state.optimizers, state.average = "finished", 0, {}, None
-        session.checkpoint()
+    if not (run.path / "model.safetensors").is_file():
+        run.save_weights("model", model, {"stage": state.stage, "step": "0"})
+    state.stage = FINISHED
+    session.checkpoint()
 
 
 def end_stage(session: Session, stage: str) -> None:
@@ -567,8 +608,7 @@ def end_stage(session: Session, stage: str) -> None:
     if isinstance(state.evaluated, LatentModel):
         fit_prior_base(state.evaluated, session.splits.train)
     session.run.save_weights(stage, state.evaluated)
-    following = STAGES.index(stage) + 1
-    state.stage = STAGES[following] if following < len(STAGES) else "ended"
+    state.stage = (*STAGES, FINISHED)[STAGES.index(stage) + 1]
     state.step, state.totals = 0, {}
     state.optimizers, state.average = {}, None
     session.checkpoint()
@@ -583,7 +623,6 @@ def stop_on_interrupt(session: Session) -> Iterator[None]:
 
     def ask(number: int, frame: Any) -> None:
         session.stop = True
-        session.display.note("stopping after this step; press Ctrl-C again to stop at once")
         signal.signal(signal.SIGINT, before)
 
     before = signal.signal(signal.SIGINT, ask)
@@ -591,8 +630,3 @@ def stop_on_interrupt(session: Session) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def finished(run: Run) -> bool:
-    """Whether a run came to the end of its stages."""
-    return run.checkpoint.is_file() and load_state(run.checkpoint)["stage"] == "finished"

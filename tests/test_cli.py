@@ -79,6 +79,7 @@ def test_report_draws_every_stage(run, capsys):
         "samples",
         "reconstructions",
         "encoder-output",
+        "encoder-output-pretrained",
     }
     for path in (run / "report").iterdir():
         with Image.open(path) as picture:
@@ -99,7 +100,7 @@ def test_recipes_data_and_help_are_listed(capsys):
 def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys):
     path = tmp_path / "run"
     assert main(["train", "digits", "--run", str(path), "--max-minutes", "1e-9", *TINY]) == 0
-    assert f"next: latentbits train digits --run {path} --resume" in capsys.readouterr().out.replace("\n", "")
+    assert f"next: latentbits train digits --run {path} --resume" in capsys.readouterr().out
     # the overrides of the start need not be given again
     assert main(["train", "digits", "--run", str(path), "--resume"]) == 0
     assert "finished:" in capsys.readouterr().out
@@ -119,7 +120,12 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys):
         (["train", "digits", "--model.network", "none"], ["nothing to train in stages 1 and 3"]),
         (["train", "digits", "--max-minutes", "-1"], ["--max-minutes: expected a positive number, got -1"]),
         (["train", "mnist-mlp", "--data-dir", "/nowhere"], ["binarized_mnist_train.amat", "--data-dir"]),
+        (["train", "digits", "--device", "abacus"], ["--device: expected one that PyTorch has here, got 'abacus'"]),
         (["train", "digits", "--resume", "--run", "/nowhere"], ["expected a run folder with config.json"]),
+        (
+            ["evaluate", "/nowhere", "--samples", "0", "--raise-resampled", "0", "--images", "0"],
+            ["--samples: expected at least 1, got 0", "--raise-resampled: exp", "--images: exp"],
+        ),
         (["evaluate", "/nowhere"], ["/nowhere: expected a run folder"]),
         (["sample", "/nowhere"], ["/nowhere: expected a run folder"]),
         (["report", "/nowhere"], ["/nowhere: expected a run folder"]),
@@ -139,6 +145,34 @@ def test_the_parsers_own_refusals_have_status_2(arguments):
     with pytest.raises(SystemExit) as refusal:
         main(arguments)
     assert refusal.value.code == 2
+
+
+def test_resuming_another_recipe_is_refused(run, capsys):
+    assert main(["train", "mnist-rbm", "--run", str(run), "--resume"]) == 2
+    assert "holds a run of digits, and mnist-rbm was asked for" in capsys.readouterr().err
+
+
+def test_evaluating_works_without_git(run, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert main(["evaluate", str(run), *QUICK]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["commit"] is None
+
+
+def test_an_evaluation_without_an_error_bar_is_still_json(run):
+    assert main(["evaluate", str(run), *QUICK, "--chains", "1", "--images", "1", "--samples", "1"]) == 0
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    record = json.loads((run / "evaluation.json").read_text(), parse_constant=refuse)
+    assert "standard_error_images" not in record["evaluation"]["likelihood"]
+
+
+def test_a_folder_with_other_things_is_not_taken_over(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["train", "digits", "--run", str(tmp_path), *TINY]) == 2
+    assert "expected a new or an empty folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_second_start_in_the_same_folder_is_refused(run, capsys):

@@ -13,6 +13,7 @@ from test_objectives import exact_tables, small_model
 from latentbits import BernoulliPrior, Counts, LatentModel, evaluate
 from latentbits.config import ValidationConfig
 from latentbits.evaluate import exact_log_partition, fit_prior_base, quick_nll
+from latentbits.model import ImportanceSums
 
 MODULE = import_module("latentbits.evaluate")
 COUNTS = Counts(samples=2000, chains=200, temperatures=200, raise_images=50, raise_resampled=4, raise_temperatures=200)
@@ -67,6 +68,20 @@ def test_monte_carlo_error_is_the_spread_of_repeated_evaluations(model, x, monke
     claimed = np.mean([result.standard_error_monte_carlo for result in results])
     # 200 repeats give a standard deviation to 5 %, and the delta method has its own few per cent
     assert observed == pytest.approx(claimed, rel=0.25)
+
+
+@pytest.mark.parametrize("w", [[1.0, 3.0], [2.0, 2.0, 5.0, 0.5]])
+def test_monte_carlo_variance_is_the_squared_error_of_a_mean(w):
+    """Var[mean] / mean^2 with the unbiased variance of the weights, which differs by 2 at K = 2."""
+    w = np.array(w)
+    sums = ImportanceSums(len(w), *(torch.tensor([math.log((w**n).sum())]) for n in (1, 2)), torch.zeros(0, 1, 3))
+    expected = w.var(ddof=1) / len(w) / w.mean() ** 2
+    assert float(sums.variance) == pytest.approx(expected, abs=1e-6)
+    assert float(sums.log_mean) == pytest.approx(math.log(w.mean()), abs=1e-6)
+
+
+def test_one_sample_has_no_error_bar(model, x):
+    assert model.importance_sums(x, 1, generator=seeded(2)).variance.isnan().all()
 
 
 def test_raise_through_the_model_is_unbiased_for_the_annealed_likelihood(model, x):

@@ -6,7 +6,7 @@ import torch
 from checks import LIMIT, chi_square_score, correlation_score, seeded, tensor
 
 from latentbits import kernels
-from latentbits.fused import bernoulli, bernoulli_log_prob, draw_key, is_fused, map_blocks, softplus_sum
+from latentbits.fused import bernoulli, bernoulli_log_prob, draw_key, is_on_cpu, map_blocks, softplus_sum
 
 SIZES = [0, 1, 511, 512, 513, 128 * 1024, 128 * 1024 + 7]
 KEY = (np.uint32(0x12345678), np.uint32(0x9ABCDEF0))
@@ -322,15 +322,6 @@ def test_softplus_sum_of_a_layout():
     assert torch.equal(softplus_sum(a.T), softplus_sum(a.T.contiguous()))
 
 
-def test_softplus_kernel_with_bias_and_scale():
-    rng = np.random.default_rng(21)
-    a, bias = rng.normal(0, 4, (50, 77)).astype(np.float32), rng.normal(0, 4, 77).astype(np.float32)
-    out = np.empty(50)
-    kernels.softplus_sum(a, bias, np.float32(0.3), out)
-    x = np.float64(np.float32(0.3)) * (a.astype(np.float64) + bias)
-    np.testing.assert_allclose(out, softplus64(x).sum(1), **SUM)
-
-
 def test_softplus_difference_keeps_small_increments():
     """A step of 1e-3 in scale: off by the rounding of single terms, not by that of their sum."""
     rng = np.random.default_rng(22)
@@ -377,13 +368,15 @@ def test_gradients_of_the_sums(dtype):
 
     total = softplus_sum(a)
     np.testing.assert_allclose(total.detach(), softplus_sum(a.detach()), rtol=2e-6)
-    (gradient,) = torch.autograd.grad(total.sum(), a)
-    np.testing.assert_allclose(gradient, sigmoid, rtol=1e-5)
+    g = torch.randn(4, 6, generator=seeded(27), dtype=dtype)  # another factor for each row
+    (gradient,) = torch.autograd.grad((g * total).sum(), a)
+    np.testing.assert_allclose(gradient, g.double().numpy()[..., None] * sigmoid, rtol=1e-5)
 
     log_p = bernoulli_log_prob(x, a)
     np.testing.assert_allclose(log_p.detach(), bernoulli_log_prob(x, a.detach()), rtol=1e-5)
-    (gradient,) = torch.autograd.grad(log_p.sum(), a)
-    np.testing.assert_allclose(gradient, x.double().numpy() - sigmoid, rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad((g * log_p).sum(), a)
+    expected = g.double().numpy()[..., None] * (x.double().numpy() - sigmoid)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_sums_do_not_depend_on_threads(with_threads):
@@ -397,16 +390,18 @@ def test_sums_do_not_depend_on_threads(with_threads):
 
 
 def test_what_is_fused():
-    a, with_grad = torch.zeros(3), torch.zeros(3, requires_grad=True)
-    assert is_fused(a)
-    assert is_fused(a, a)
-    assert not is_fused(with_grad)
-    assert not is_fused(a, with_grad)
-    assert not is_fused(a.double())
-    assert not is_fused(a, a.bfloat16())
-    assert not is_fused(torch.zeros(3, device="meta"))
-    with torch.no_grad():
-        assert is_fused(with_grad)
+    a = torch.zeros(3)
+    assert is_on_cpu(a, a)
+    assert not is_on_cpu(a.double())
+    assert not is_on_cpu(a, a.bfloat16())
+    assert not is_on_cpu(torch.zeros(3, device="meta"))
+
+
+def test_a_gradient_to_the_data_is_the_logits():
+    x = torch.rand(2, 3, requires_grad=True)
+    a = torch.randn(2, 3, generator=seeded(29))
+    (gradient,) = torch.autograd.grad(bernoulli_log_prob(x, a).sum(), x)
+    assert torch.equal(gradient, a)
 
 
 @pytest.mark.parametrize(

@@ -362,7 +362,7 @@ def test_chains_carry_no_gradient():
 
 def test_bernoulli_prior_is_sampled_exactly():
     prior = BernoulliPrior(3)
-    prior.fit_base(torch.tensor([0.1, 0.5, 0.9]), 10**6)
+    prior.fit_means(torch.tensor([0.1, 0.5, 0.9]), 10**6)
     z = gibbs(prior, torch.zeros(20_000, 3), 1, seeded(24))
     assert np.abs(mean_scores(z, [0.1, 0.5, 0.9])).max() < LIMIT
     start = torch.ones(4, 3)

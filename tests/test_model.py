@@ -88,6 +88,16 @@ def test_chunks_do_not_change_what_is_estimated(model, x, monkeypatch):
     torch.testing.assert_close(whole.effective_sample_size, chunked.effective_sample_size, rtol=0.05, atol=0)
 
 
+def test_no_tensor_exceeds_the_chunk_whatever_k(model, x, monkeypatch):
+    monkeypatch.setattr(latentbits.model, "ELEMENTS_PER_CHUNK", 5000)
+    sizes = []
+    hook = model.decoder.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+    model.log_prob(x.repeat(40, 1), 3000, 0.0, seeded(0))
+    hook.remove()
+    assert max(sizes) <= 5000
+    assert sum(sizes) == 3000 * 80 * D
+
+
 def test_encode_and_decode_are_the_most_probable_bits_and_the_mean(model, x):
     bits = model.encode(x)
     p = model.posterior(x).mean

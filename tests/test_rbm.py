@@ -257,7 +257,7 @@ def test_bernoulli_prior_log_prob_sums_to_one(bernoulli_prior):
 
 def test_bernoulli_prior_fits_clamped_means():
     prior = BernoulliPrior(4)
-    prior.fit_base(torch.tensor([0.0, 1.0, 0.5, 0.25]), 10)
+    prior.fit_means(torch.tensor([0.0, 1.0, 0.5, 0.25]), 10)
     p = prior.log_prob(bits(4), prior.log_partition()).detach().double().exp()
     np.testing.assert_allclose(p @ bits(4).double(), [1 / 12, 11 / 12, 0.5, 0.25], rtol=1e-5)
 

@@ -91,3 +91,25 @@ def test_what_is_missing_is_named(tmp_path):
 def test_configuration_comes_back(tmp_path):
     config = Config(seed=3)
     assert Run.create(tmp_path, config).config == config
+
+
+def test_a_torn_last_line_of_metrics_is_dropped(tmp_path):
+    run = Run.create(tmp_path / "run", Config())
+    run.append_metrics({"epoch": 1})
+    run.append_metrics({"epoch": 2})
+    path = run.path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-4])
+    assert run.metrics() == [{"epoch": 1}]
+    with pytest.raises(RunError, match="expected at least 2 lines, found 1"):
+        run.truncate_metrics(2)
+    run.truncate_metrics(1)
+    run.append_metrics({"epoch": 2})
+    assert run.metrics() == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    run = Run.create(tmp_path / "run", Config())
+    with run.lock(), pytest.raises(RunError, match="another process is training here"), Run(run.path).lock():
+        pass
+    with run.lock():
+        pass

@@ -2,7 +2,9 @@
 
 import json
 import math
+import signal
 from importlib import import_module
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +28,6 @@ from latentbits.train import (
     TrainingError,
     cd_steps,
     epoch_order,
-    finished,
     new_state,
     rate_factor,
     scale_logits,
@@ -71,11 +72,15 @@ def assert_same_run(one, other):
 
 @pytest.mark.parametrize("objective", ["vimco", "crws"])
 def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objective):
-    config = tiny(joint={"objective": objective, "dropout": 0.1})
+    config = tiny(
+        autoencoder={"scales": (1.0, 2.0)},
+        joint={"objective": objective, "dropout": 0.1, "epochs": 2, "optimizer": "adamax"},
+        validation={"every": 2},
+    )
     whole = lb.train(config, tmp_path / "whole", quiet=True)
     parts = lb.train(config, tmp_path / "parts", max_minutes=1e-9, quiet=True)
     sittings = 1
-    while not finished(parts):
+    while not parts.finished:
         lb.train(config, tmp_path / "parts", resume=True, max_minutes=1e-9, quiet=True)
         sittings += 1
     assert sittings >= 10
@@ -104,7 +109,7 @@ def test_validation_does_not_touch_the_training_stream(tmp_path):
 
 
 def test_evaluated_weights_are_those_with_the_best_validation(tmp_path, monkeypatch):
-    nll, seen = iter([9.0, 5.0, 3.0, 4.0, 6.0]), []  # two epochs of stage 2, three of stage 3
+    nll, seen = iter([9.0, 2.5, 3.0, 2.0, 6.0]), []  # two epochs of stage 2, three of stage 3
 
     def validation(model, *rest):
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
@@ -113,8 +118,8 @@ def test_evaluated_weights_are_those_with_the_best_validation(tmp_path, monkeypa
     monkeypatch.setattr(import_module("latentbits.train"), "quick_nll", validation)
     run = lb.train(tiny(joint={"epochs": 3}), tmp_path / "run", quiet=True)
     chosen = load_file(run.path / "model.safetensors")
-    assert all(torch.equal(chosen[name], tensor) for name, tensor in seen[2].items())
-    assert not torch.equal(chosen["prior.weight"], seen[3]["prior.weight"])
+    assert all(torch.equal(chosen[name], tensor) for name, tensor in seen[3].items())
+    assert not torch.equal(chosen["prior.weight"], seen[1]["prior.weight"])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def test_evaluated_weights_are_those_with_the_best_validation(tmp_path, monkeypa
 def test_each_stage_can_be_skipped(tmp_path, changes, stages):
     run = lb.train(tiny(**changes), tmp_path / "run", quiet=True)
     assert list(dict.fromkeys(row["stage"] for row in run.metrics())) == stages
-    assert finished(run)
+    assert run.finished
     assert lb.load(run.path).encode(torch.zeros(2, 64)).shape == (2, 8)
 
 
@@ -184,6 +189,122 @@ def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_p
     with pytest.raises(TrainingError, match=r"not finite in stage autoencoder, step \d+; the last good checkpoint"):
         lb.train(config, tmp_path / "run", resume=True, quiet=True)
     assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_ctrl_c_stops_at_the_step_and_resumes_bit_identical(tmp_path, monkeypatch):
+    config = tiny(autoencoder={"epochs": 3})
+    whole = lb.train(config, tmp_path / "whole", quiet=True)
+    calls = iter(range(100))
+
+    def interrupted(z, u, conversion):
+        if next(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return soft_binarize(z, u, conversion)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("latentbits.train"), "soft_binarize", interrupted)
+        run = lb.train(config, tmp_path / "run", quiet=True)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not run.finished
+    assert load_state(run.checkpoint)["step"] == 5
+    assert_same_run(whole, lb.train(config, tmp_path / "run", resume=True, quiet=True))
+
+
+def test_a_second_ctrl_c_interrupts_at_once_and_the_run_resumes(tmp_path, monkeypatch):
+    config = tiny(autoencoder={"epochs": 3, "scales": (1.0, 2.0)})
+    whole = lb.train(config, tmp_path / "whole", quiet=True)
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("latentbits.train"), "fit_prior_briefly", interrupted)  # in the calibration
+        with pytest.raises(KeyboardInterrupt):
+            lb.train(config, tmp_path / "run", quiet=True)
+    assert_same_run(whole, lb.train(config, tmp_path / "run", resume=True, quiet=True))
+
+
+@pytest.mark.parametrize("moment", ["append_metrics", "save_weights"])
+def test_a_crash_between_writing_and_the_checkpoint_is_made_good(tmp_path, monkeypatch, moment):
+    config = tiny(joint={"epochs": 3})
+    whole = lb.train(config, tmp_path / "whole", quiet=True)
+    for crash in range(3):
+        original, calls = getattr(lb.Run, moment), iter(range(100))
+
+        def dies(self, *arguments, original=original, calls=calls, crash=crash):
+            original(self, *arguments)
+            if next(calls) == crash + 1:
+                raise RuntimeError("killed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(lb.Run, moment, dies)
+            with pytest.raises(RuntimeError, match="killed"):
+                lb.train(config, tmp_path / str(crash), quiet=True)
+        assert_same_run(whole, lb.train(config, tmp_path / str(crash), resume=True, quiet=True))
+
+
+def test_stage_2_uses_the_steps_and_chains_that_it_says(tmp_path, monkeypatch):
+    """CD from the data with rising steps, then persistent chains: each call goes on where the last one ended."""
+    module, calls = import_module("latentbits.train"), []
+
+    def spy(prior, z, steps, generator=None):
+        after = lb.gibbs(prior, z, steps, generator)
+        calls.append((module_stage[0], z.clone(), steps, after.clone()))
+        return after
+
+    module_stage = ["rbm"]
+    joint = module.train_joint
+
+    def joint_begins(*arguments):
+        module_stage[0] = "joint"
+        joint(*arguments)
+
+    monkeypatch.setattr(module, "gibbs", spy)
+    monkeypatch.setattr(module, "train_joint", joint_begins)
+    config = tiny(
+        rbm={"cd_epochs": 3, "cd_steps": 5, "pcd_epochs": 2, "pcd_steps": 4}, joint={"epochs": 2, "gibbs_steps": 3}
+    )
+    lb.train(config, tmp_path / "run", quiet=True)
+    stage_2 = [call for call in calls if call[0] == "rbm"]
+    assert [steps for _, _, steps, _ in stage_2] == [1, 1, 3, 3, 5, 5, 4, 4, 4, 4]
+    assert [len(z) for _, z, _, _ in stage_2] == [500] * 6 + [20] * 4
+    persistent = stage_2[6:]
+    assert all(torch.equal(a[3], b[1]) for a, b in pairwise(persistent))
+    stage_3 = [call for call in calls if call[0] == "joint"]
+    assert {(len(z), steps) for _, z, steps, _ in stage_3} == {(30, 3)}
+    assert all(torch.equal(a[3], b[1]) for a, b in pairwise(stage_3))
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", "prior"])
+def test_each_learning_rate_moves_its_own_part(tmp_path, part):
+    run = lb.train(tiny(joint={f"{part}_learning_rate": 1e-12, "average": 0.0}), tmp_path / "run", quiet=True)
+    before, after = (load_file(run.path / f"{stage}.safetensors") for stage in ("rbm", "joint"))
+    moved = {
+        name.split(".")[0] for name in before if "base" not in name and not torch.allclose(before[name], after[name])
+    }
+    assert moved == {"encoder", "decoder", "prior"} - {part}
+
+
+def test_bfloat16_products_are_for_the_networks_and_put_back(tmp_path):
+    setting = torch.backends.mkldnn.matmul.fp32_precision
+    run = lb.train(tiny(joint={"products": "bfloat16"}), tmp_path / "run", quiet=True)
+    assert torch.backends.mkldnn.matmul.fp32_precision == setting
+    assert all(math.isfinite(row["valid_nll"]) for row in run.metrics() if row["stage"] == "joint")
+
+
+def test_a_changed_configuration_or_other_data_are_refused(tmp_path, monkeypatch):
+    run = lb.train(tiny(), tmp_path / "run", max_minutes=1e-9, quiet=True)
+    changed = tiny(joint={"samples": 6})
+    (run.path / "config.json").write_text(changed.model_dump_json())
+    with pytest.raises(lb.RunError, match="checkpoint is of another configuration"):
+        lb.train(changed, run.path, resume=True, quiet=True)
+    (run.path / "config.json").write_text(tiny().model_dump_json())
+    splits = data.load("digits")._replace(checksum="other")
+    monkeypatch.setattr(data, "load", lambda *arguments: splits)
+    with pytest.raises(lb.RunError, match="checkpoint is of another data"):
+        lb.train(tiny(), run.path, resume=True, quiet=True)
 
 
 def test_resuming_with_another_configuration_is_refused(tmp_path):
