@@ -5,6 +5,7 @@ On the CPU in float32 these run the fused loops of :mod:`latentbits.kernels`, in
 two agree in distribution and to float32 rounding, not in their random streams.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     started.wait()
     torch.set_num_threads(threads)  # the call above also sets the default for threads yet to come
     return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 def map_blocks(function: Callable[[int], T], blocks: Sequence[int]) -> Iterable[T]:

@@ -53,8 +53,8 @@ def _number(value: float | None) -> str:
 def evaluation_table(evaluation: Evaluation) -> Table:
     """An evaluation as a table for the terminal."""
     table = Table(title=f"negative log-likelihood, {evaluation.split} split", title_justify="left")
-    for name in ("", "nats", "± Monte Carlo", "± over images", "bits/dim", "images", "K", "ESS"):
-        table.add_column(name, justify="left" if not name else "right")
+    for name in ("", "nats", "± MC", "± images", "bits/dim", "images", "K", "ESS"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
 
     def add(name: str, row: Likelihood) -> None:
         table.add_row(
@@ -69,9 +69,9 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         )
 
     log_z = evaluation.log_partition
-    add("L_K, exact log Z" if log_z.method == "exact" else "L_K, log Z by AIS", evaluation.likelihood)
+    add("L_K, exact Z" if log_z.method == "exact" else "L_K, AIS", evaluation.likelihood)
     if evaluation.likelihood_fewer_samples:
-        add("the same, fewer samples", evaluation.likelihood_fewer_samples)
+        add("fewer samples", evaluation.likelihood_fewer_samples)
     if evaluation.likelihood_raise:
         add("RAISE", evaluation.likelihood_raise)
     table.caption = "\n".join(_captions(evaluation))
@@ -80,7 +80,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def _captions(evaluation: Evaluation) -> list[str]:
-    lines = []
+    lines = ["± MC: Monte-Carlo error for these images; ± images: standard error over images"]
     for log_z in (evaluation.log_partition, evaluation.log_partition_ais):
         if log_z and log_z.method == "exact":
             lines.append(f"log Z = {log_z.value:.3f}, exact")

@@ -1,5 +1,9 @@
 """Random bits against their distribution, and fused sums against float64."""
 
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -423,3 +427,30 @@ def test_bernoulli_log_prob_broadcasts_on_both_paths_or_on_neither():
     except (ValueError, RuntimeError):
         return
     np.testing.assert_allclose(fused, bernoulli_log_prob(x.double(), logits.double()), rtol=1e-5)
+
+
+def test_threads_work_in_a_forked_process(with_threads):
+    with_threads(2)
+    a = torch.randn(3000, 300, generator=seeded(30))
+    expected = softplus_sum(a)
+    child = os.fork()
+    if not child:
+        os._exit(0 if torch.equal(softplus_sum(a), expected) else 1)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_blocks_within_blocks_do_not_wait_for_each_other(with_threads):
+    with_threads(2)
+    inner = list(map_blocks(lambda block: list(map_blocks(lambda i: (block, i), range(3))), range(4)))
+    assert inner == [[(block, i) for i in range(3)] for block in range(4)]
+    assert list(map_blocks(lambda block: torch.get_num_threads(), range(4))) == [1] * 4
+    assert torch.get_num_threads() == 2
