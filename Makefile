@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-mutants clean
+.PHONY: install demo test lint format test-mutants bench clean
 
 install: .venv/installed
 
@@ -33,6 +33,10 @@ format: install
 test-mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run > mutants.log
 	$(BIN)/mutmut results
+
+# Contenders side by side; writes results/benchmarks.json. Leave the machine alone meanwhile.
+bench: install
+	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf .venv mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
