@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import contextmanager
 
 import exact_latent
 import numpy as np
@@ -12,7 +13,7 @@ from checks import LIMIT, mean_scores, random_rbm, seeded
 from latentbits import LatentModel, resample, vimco, wake
 from latentbits.distributions import Bits
 from latentbits.nets import MLP
-from latentbits.objectives import drop, effective_sample_size, joint_losses, losses_of_samples
+from latentbits.objectives import drop, effective_sample_size, joint_losses, losses_of_samples, sleep
 
 D, M, H, K = 4, 3, 2, 3
 
@@ -198,6 +199,80 @@ def test_sparse_and_full_backward_agree_given_the_samples(model, x):
         np.testing.assert_allclose(rows[:, ~varied].mean(0), full[~varied], atol=1e-4)
         spread.append(rows.var(0).sum())
     assert spread[1] < 0.5 * spread[0]
+
+
+def test_wake_has_the_bound_and_the_weights_for_signals():
+    log_w = torch.randn(4, 3, generator=seeded(6), dtype=torch.float64)
+    signal = wake(log_w)
+    w = log_w.exp()
+    torch.testing.assert_close(signal.bound, w.mean(0).log())
+    torch.testing.assert_close(signal.weights, w / w.sum(0))
+    assert torch.equal(signal.encoder_signal, signal.weights)
+
+
+def test_all_randomness_comes_from_the_generator(model, x):
+    """Dropout, posterior samples, resampling and dreams: the global generator has no say in any loss."""
+
+    def losses(seed, global_seed):
+        torch.manual_seed(global_seed)
+        return joint_losses(model, x.repeat(20, 1), torch.ones(30, M), "crws", 8, 2, 0.3, seeded(seed))
+
+    for one, same, other in zip(losses(1, 1), losses(1, 2), losses(2, 1), strict=True):
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+
+def test_each_draw_has_its_own_randomness(model, x):
+    """The same, one draw at a time."""
+
+    def repeat(function):
+        results = []
+        for global_seed in (1, 2):
+            torch.manual_seed(global_seed)
+            results.append(function(seeded(5)))
+        return results
+
+    weights = torch.full((6, 40), 1 / 6)
+    ones, z = torch.ones(30, 20), torch.ones(50, M)
+    a = model.encoder(x).detach()
+    samples = Bits(a).sample((8,), seeded(0))
+    for function in (
+        lambda g: resample(weights, 3, g),
+        lambda g: drop(ones, 0.5, g),
+        lambda g: sleep(model, z, g),
+        lambda g: losses_of_samples(model, x, a, samples, z, "vimco", 1, g).decoder,
+    ):
+        assert torch.equal(*repeat(function))
+
+
+def test_all_k_are_carried_backward_unless_asked_otherwise(model, x):
+    arguments = (model, x, torch.ones(4, M), "vimco", K)
+    assert torch.equal(
+        joint_losses(*arguments, generator=seeded(7)).decoder, joint_losses(*arguments, 0, 0.0, seeded(7)).decoder
+    )
+    a = model.encoder(x).detach()
+    z = Bits(a).sample((K,), seeded(0))
+    plain = losses_of_samples(model, x, a, z, torch.ones(4, M), "vimco")
+    assert torch.equal(plain.decoder, losses_of_samples(model, x, a, z, torch.ones(4, M), "vimco", 0).decoder)
+
+
+def test_the_networks_run_in_the_context_of_their_products(model, x):
+    inside, calls = [False], []
+
+    @contextmanager
+    def products():
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: calls.append((name, inside[0])))
+        for name, module in (("encoder", model.encoder), ("decoder", model.decoder))
+    ]
+    joint_losses(model, x, torch.ones(4, M), "vimco", K, 2, generator=seeded(0), products=products)
+    for hook in hooks:
+        hook.remove()
+    assert calls == [("encoder", True), ("decoder", True), ("decoder", True)]
 
 
 def test_resampling_takes_each_sample_in_proportion():

@@ -1,5 +1,7 @@
 """The RBM and the Bernoulli prior against the enumeration oracle."""
 
+from importlib import import_module
+
 import exact
 import numpy as np
 import pytest
@@ -278,3 +280,11 @@ def test_bernoulli_prior_surrogate_gradient_is_exact(bernoulli_prior):
     (got,) = gradients(prior.free_energy(data).mean() + surrogate, prior)
     p = np.exp(log_weights(prior) - exact.log_sum_exp(log_weights(prior)))
     np.testing.assert_allclose(got, p @ exact.states(5) - data.mean(0).double().numpy(), **CLOSE)
+
+
+def test_enumeration_goes_up_to_its_limit_and_no_further(monkeypatch):
+    monkeypatch.setattr(import_module("latentbits.rbm"), "MOST_UNITS_TO_ENUMERATE", 5)
+    assert random_rbm(5, 9).log_partition().isfinite()
+    assert random_rbm(9, 5).log_partition().isfinite()
+    with pytest.raises(ValueError, match="has 6 units, and enumeration is for at most 5"):
+        random_rbm(6, 9).log_partition()
