@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -225,14 +226,14 @@ def adaptive_schedule(
 
     z = bernoulli(base_bias.expand(pilot_chains, -1), generator)
     run_blocks(Weights(rbm, pilot_chains, base_bias), z, generator, advance)
-    spread = increments.std(1)
-    spread = spread + 0.1 * spread.mean()  # no interval so wide that a surprise in it could go unseen
+    return place_temperatures(increments.std(1), temperatures)
+
+
+def place_temperatures(spread: Tensor, temperatures: int) -> Tensor:
+    """Inverse temperatures (temperatures + 1,) with equal shares of ``spread`` (N',) over N' equal intervals."""
     if not spread.sum() > 0:  # nothing varies, and any schedule will do
         return linear_schedule(temperatures)
-    length = torch.cat([spread.new_zeros(1), spread.cumsum(0)])
-    targets = torch.linspace(0, float(length[-1]), temperatures + 1, dtype=torch.float64, device=length.device)
-    right = torch.searchsorted(length, targets).clamp(1, pilot_temperatures)
-    fraction = (targets - length[right - 1]) / (length[right] - length[right - 1])
-    schedule = (right - 1 + fraction.clamp(0, 1)) / pilot_temperatures
-    schedule[0], schedule[-1] = 0.0, 1.0
-    return schedule
+    spread = spread + 0.1 * spread.mean()  # no interval so wide that a surprise in it could go unseen
+    length = np.concatenate([[0.0], spread.cumsum(0).cpu().numpy()])
+    targets = np.linspace(0, length[-1], temperatures + 1)
+    return torch.from_numpy(np.interp(targets, length, np.linspace(0, 1, len(length))))

@@ -1,6 +1,7 @@
 """Gibbs chains against exact transition matrices, on every CPU path."""
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import exact
 import numpy as np
@@ -372,3 +373,26 @@ def test_bernoulli_prior_is_sampled_exactly():
 def test_random_bits_are_fair():
     z = random_bits(20_000, RBM(4, 3), seeded(25))
     assert chi_square_score(20_000 * exact.frequencies(z.numpy()), np.full(16, 1 / 16)) < LIMIT
+
+
+def test_starts_and_exact_samples_come_from_the_generator():
+    rbm, prior = random_rbm(5, 4), BernoulliPrior(5)
+    results = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        results.append((random_bits(50, rbm, seeded(9)), gibbs(prior, torch.zeros(50, 5), 1, seeded(9))))
+    for one, same in zip(*results, strict=True):
+        assert torch.equal(one, same)
+
+
+def test_the_number_of_chains_decides_on_two_terms(monkeypatch):
+    module, seen = import_module("latentbits.gibbs"), []
+
+    class Spy(Weights):
+        def __init__(self, rbm, chains, base_bias=None):
+            seen.append(chains)
+            super().__init__(rbm, chains, base_bias)
+
+    monkeypatch.setattr(module, "Weights", Spy)
+    gibbs(random_rbm(5, 4), torch.zeros(70, 5), 1, seeded(1))
+    assert seen == [70]
