@@ -19,7 +19,7 @@ from latentbits.anneal import (
     place_temperatures,
     raise_log_prob,
 )
-from latentbits.rbm import RBM
+from latentbits.rbm import RBM, BernoulliPrior
 
 BASE = np.array([-1.0, 0.5, 1.5, -2.0])
 UNEVEN = np.array([0.0, 0.05, 0.2, 0.6, 1.0])  # not symmetric, so that beta_k and 1 - beta_k differ
@@ -394,13 +394,15 @@ def test_temperatures_have_equal_shares_of_the_spread():
     """Spreads 0, 0, 3, 1 and a tenth of their mean each: half of 4.4 is reached 2 / 3.1 into the third quarter."""
     betas = place_temperatures(torch.tensor([0.0, 0.0, 3.0, 1.0], dtype=torch.float64), 2)
     np.testing.assert_allclose(betas, [0, (2 + 2.0 / 3.1) / 4, 1], rtol=1e-12)
+    small = place_temperatures(torch.tensor([0.0, 0.0, 3e-9, 1e-9], dtype=torch.float64), 2)
+    np.testing.assert_allclose(small, betas, rtol=1e-12)
     np.testing.assert_allclose(place_temperatures(torch.full((7,), 1e-3), 5), np.linspace(0, 1, 6), atol=1e-6)
     assert torch.equal(place_temperatures(torch.zeros(7), 5), linear_schedule(5))
 
 
 def test_the_pilot_sees_the_spread_of_the_increments(monkeypatch):
     """Standard deviation of log f_k - log f_{k-1} over p_{k-1}, by enumeration; 20,000 chains give it to 1 %."""
-    rbm, n, seen = random_rbm(4, 3), 20, []
+    rbm, n, seen = random_rbm(4, 3), 5, []
     monkeypatch.setattr(import_module("latentbits.anneal"), "place_temperatures", lambda *a: seen.append(a))
     for generator, global_seed in ((seeded(40), 1), (seeded(40), 2)):
         torch.manual_seed(global_seed)
@@ -428,3 +430,19 @@ def test_progress_counts_every_chain_and_temperature():
 def test_raise_runs_one_chain_unless_asked_otherwise():
     rbm, z = random_rbm(4, 3), tensor(exact.states(4))
     assert torch.equal(raise_log_prob(rbm, z, 5, generator=seeded(43)), raise_log_prob(rbm, z, 5, 1, seeded(43)))
+
+
+def test_a_schedule_may_stand_still():
+    estimate = ais(random_rbm(4, 3), 50, 3, seeded(44), schedule=torch.tensor([0, 0.5, 0.5, 1.0]))
+    assert math.isfinite(estimate.log_z)
+
+
+def test_two_chains_have_an_error_and_one_has_none():
+    assert math.isfinite(estimate_from_log_weights(torch.tensor([0.0, 1.0], dtype=torch.float64)).standard_error)
+    assert estimate_from_log_weights(torch.zeros(1, dtype=torch.float64)).standard_error == math.inf
+
+
+@pytest.mark.parametrize("estimate", [ais, adaptive_schedule])
+def test_a_bernoulli_prior_is_not_annealed(estimate):
+    with pytest.raises(TypeError, match="annealing is for an RBM, got BernoulliPrior; a Bernoulli prior's log Z is"):
+        estimate(BernoulliPrior(3), 5, 5) if estimate is ais else estimate(BernoulliPrior(3), 5)
