@@ -23,6 +23,7 @@ from latentbits.gibbs import (
     bfloat16_products,
     gibbs,
     random_bits,
+    rows_per_block,
     run_blocks,
     two_terms,
 )
@@ -396,3 +397,7 @@ def test_the_number_of_chains_decides_on_two_terms(monkeypatch):
     monkeypatch.setattr(module, "Weights", Spy)
     gibbs(random_rbm(5, 4), torch.zeros(70, 5), 1, seeded(1))
     assert seen == [70]
+
+
+def test_blocks_are_halves_of_few_chains_and_of_bounded_size():
+    assert [rows_per_block(n) for n in (1, 10, 128, 129, 301, 999, 1000, 5000)] == [64, 64, 64, 65, 151, 500, 500, 500]
