@@ -402,19 +402,20 @@ def test_temperatures_have_equal_shares_of_the_spread():
 
 def test_the_pilot_sees_the_spread_of_the_increments(monkeypatch):
     """Standard deviation of log f_k - log f_{k-1} over p_{k-1}, by enumeration; 20,000 chains give it to 1 %."""
-    rbm, n, seen = random_rbm(4, 3), 5, []
+    rbm, base, n, seen = random_rbm(4, 3), np.full(4, 3.0), 5, []
     monkeypatch.setattr(import_module("latentbits.anneal"), "place_temperatures", lambda *a: seen.append(a))
     for generator, global_seed in ((seeded(40), 1), (seeded(40), 2)):
         torch.manual_seed(global_seed)
-        adaptive_schedule(rbm, 5, generator, tensor(BASE), 20_000, n)
+        adaptive_schedule(rbm, 5, generator, tensor(base), 20_000, n)
     assert torch.equal(seen[0][0], seen[1][0])
     betas, expected = np.linspace(0, 1, n + 1), []
-    p = exact.probabilities(exact.annealed(machine(rbm), BASE, 0.0))
+    p = exact.probabilities(exact.annealed(machine(rbm), base, 0.0))
     for k in range(1, n + 1):
-        x = exact.annealed_log_f(machine(rbm), BASE, betas[k]) - exact.annealed_log_f(machine(rbm), BASE, betas[k - 1])
+        x = exact.annealed_log_f(machine(rbm), base, betas[k]) - exact.annealed_log_f(machine(rbm), base, betas[k - 1])
         expected.append(np.sqrt(p @ x**2 - (p @ x) ** 2))
-        p = p @ exact.annealed_transition(machine(rbm), BASE, betas[k])
+        p = p @ exact.annealed_transition(machine(rbm), base, betas[k])
     np.testing.assert_allclose(seen[0][0], expected, rtol=0.04)
+    assert max(expected) > 1.3 * min(expected)  # or a shift by one would not show
     assert seen[0][1] == 5
 
 
