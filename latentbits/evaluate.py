@@ -60,6 +60,7 @@ class RaiseLikelihood(Likelihood):
     """The same from the other side."""
 
     resampled: int = Field(description="m, posterior samples with an annealing chain of their own")
+    resampled_effective_sample_size: float = Field(0.0, description="of the m chains, mean over images")
     temperatures: int
     schedule: str = ""
     difference: float = Field(description="this NLL minus the one with `log_partition` on the same images")
@@ -244,6 +245,9 @@ def evaluate(
             **base.model_dump(exclude={"standard_error_monte_carlo"}),
             standard_error_monte_carlo=_finite(math.hypot(_or_nan(base.standard_error_monte_carlo), error)),
             resampled=len(z),
+            resampled_effective_sample_size=float(
+                (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp().mean()
+            ),
             temperatures=counts.raise_temperatures,
             schedule=schedule,
             difference=-float(difference.mean()),

@@ -41,6 +41,7 @@ def test_both_sides_hold_the_exact_value(model, x):
     raised = result.likelihood_raise
     assert abs(raised.nll - float(exact[:50].mean())) < LIMIT * raised.standard_error_monte_carlo + 0.02
     assert raised.images == 50
+    assert 3 < raised.resampled_effective_sample_size <= 4  # of m = 4 chains, at 200 temperatures
     annealed = result.log_partition_ais
     assert abs(annealed.value - result.log_partition.value) < LIMIT * annealed.standard_error
     assert result.likelihood_fewer_samples.samples == 200

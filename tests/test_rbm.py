@@ -288,3 +288,9 @@ def test_enumeration_goes_up_to_its_limit_and_no_further(monkeypatch):
     assert random_rbm(9, 5).log_partition().isfinite()
     with pytest.raises(ValueError, match="has 6 units, and enumeration is for at most 5"):
         random_rbm(6, 9).log_partition()
+
+
+def test_initial_weights_are_small_unless_asked_otherwise():
+    """20,000 draws give a standard deviation to 0.5 %."""
+    assert float(RBM(200, 100, generator=seeded(8)).weight.detach().std()) == pytest.approx(0.01, rel=0.03)
+    assert float(RBM(200, 100, 0.5, seeded(8)).weight.detach().std()) == pytest.approx(0.5, rel=0.03)
