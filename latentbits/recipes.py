@@ -22,7 +22,7 @@ def digits() -> Config:
     return Config(
         recipe="digits",
         data=DataConfig(name="digits"),
-        # 24 bits carry an image of 64 at about 1.5 nats of reconstruction each; 16 hidden units can be summed
+        # few bits for a small image; 16 hidden units can be summed
         model=ModelConfig(layers=(128, 64), latent=24, hidden=16),
         # 1,197 images: a code that does not lean on single bits overfits less
         autoencoder=AutoencoderConfig(epochs=60, dropout=0.1),
@@ -30,7 +30,7 @@ def digits() -> Config:
         rbm=RBMConfig(
             cd_epochs=15, cd_steps=10, pcd_epochs=15, pcd_steps=5, chains=100, batch_size=20, learning_rate=0.2
         ),
-        # validation NLL 16.68 with 5e-4 for the networks, 16.41 with 1e-3; 16.78 with 1e-3 for the RBM
+        # trials without committed records: validation NLL 16.68 with 5e-4 for the networks, 16.41 with 1e-3; 16.78 with 1e-3 for the RBM
         joint=JointConfig(
             epochs=150,
             samples=20,
@@ -57,7 +57,7 @@ def mnist_mlp() -> Config:
             cd_epochs=8,  # with eight of PCD, 5 of the 30 minutes; the rate falls over the second half
             pcd_epochs=8,
             learning_rate=0.05,  # validation still jumps by a nat at this rate and settles when it falls
-            momentum=0.5,  # as in the RBM literature's first epochs; 0.9 needs a tenth of the rate
+            momentum=0.5,  # not tuned
             chains=500,  # two blocks, one for each core
         ),
         joint=JointConfig(
@@ -69,7 +69,7 @@ def mnist_mlp() -> Config:
             average=0.999,  # two epochs; evaluates as if the rates had fallen already
             # as many as half an hour on 2 cores allows after the other stages; the rates fall over the second half
             epochs=30,
-            # 12 epochs: 88.29 with these rates, 88.51 with half of them and 1e-3 for the RBM (validation, K = 100)
+            # trials without committed records, 12 epochs: 88.29 with these rates, 88.51 with half of them and 1e-3 for the RBM (validation, K = 100)
             encoder_learning_rate=1e-3,
             decoder_learning_rate=1e-3,
             prior_learning_rate=5e-3,
