@@ -30,7 +30,8 @@ def digits() -> Config:
         rbm=RBMConfig(
             cd_epochs=15, cd_steps=10, pcd_epochs=15, pcd_steps=5, chains=100, batch_size=20, learning_rate=0.2
         ),
-        # trials without committed records: validation NLL 16.68 with 5e-4 for the networks, 16.41 with 1e-3; 16.78 with 1e-3 for the RBM
+        # trials without committed records, validation NLL: 16.68 with 5e-4 for the networks, 16.41 with 1e-3;
+        # 16.78 with 1e-3 for the RBM
         joint=JointConfig(
             epochs=150,
             samples=20,
@@ -69,7 +70,8 @@ def mnist_mlp() -> Config:
             average=0.999,  # two epochs; evaluates as if the rates had fallen already
             # as many as half an hour on 2 cores allows after the other stages; the rates fall over the second half
             epochs=30,
-            # trials without committed records, 12 epochs: 88.29 with these rates, 88.51 with half of them and 1e-3 for the RBM (validation, K = 100)
+            # trials without committed records, 12 epochs, validation at K = 100: 88.29 with these rates, 88.51 with
+            # half of them and 1e-3 for the RBM
             encoder_learning_rate=1e-3,
             decoder_learning_rate=1e-3,
             prior_learning_rate=5e-3,
