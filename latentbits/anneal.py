@@ -14,21 +14,25 @@ References:
     | Accurate and conservative estimates of MRF log-likelihood using reverse annealing (Burda et al. 2014)
 """
 
+import hashlib
 import math
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import distributed
+from .files import load_state, save_state
 from .fused import bernoulli
-from .gibbs import Block, Weights, run_blocks
+from .gibbs import Block, Weights, gibbs, run_blocks
 from .rbm import RBM
 
-Progress = Callable[[int], None]
-"""Called with the number of chain-temperatures (chains times temperatures) done since the last call."""
-
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
 _REPORT_EVERY = 200
 
 
@@ -46,6 +50,10 @@ class AISEstimate(NamedTuple):
     standard_error: float
     ess: float
     log_weights: Tensor
+
+
+Progress = Callable[[float, AISEstimate | None], None]
+"""Told now and then the share of the work that is done, and the estimate by the chains that have arrived."""
 
 
 def linear_schedule(temperatures: int) -> Tensor:
@@ -90,6 +98,120 @@ def _betas(temperatures: int, schedule: Tensor | None) -> list[float]:
     return [float(beta) for beta in betas]
 
 
+class _Journey:
+    """Where each chain stands on its path: told to whoever waits, and written down now and then.
+
+    Arguments:
+        z: Where the chains start, with shape (N, M).
+        steps: Length of the path.
+        fingerprint: Of everything that the chains' way depends on.
+        tell: Called with the share done and the log-weights of the chains that have arrived.
+        folder: Where to write the chains down, or None. The file is named for the fingerprint, and deleted at
+            the end.
+    """
+
+    def __init__(
+        self, z: Tensor, steps: int, fingerprint: str, tell: Callable[[float, Tensor], None], folder: Path | None
+    ) -> None:
+        self.z, self.steps, self.tell = z.clone(), steps, tell
+        self.log_w = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+        self.done = torch.zeros(len(z), dtype=torch.int64)
+        self.positions: dict[str, Tensor] = {}
+        self.path = None if folder is None else folder / f"annealing-{fingerprint}.safetensors"
+        self._lock, self._saved = threading.Lock(), time.monotonic()
+        if self.path is not None and self.path.is_file():
+            saved = load_state(self.path)
+            self.z, self.log_w = saved["z"].to(self.z), saved["log_w"].to(self.log_w)
+            self.done, self.positions = saved["done"], saved["positions"]
+
+    def start(self, block: Block, rows: slice) -> int:
+        """Put a block where it was last written down; returns its number of steps so far."""
+        if str(rows.start) in self.positions:
+            block.move(self.z[rows], self.positions[str(rows.start)])
+        return int(self.done[rows.start])
+
+    def reached(self, block: Block, rows: slice, log_w: Tensor, step: int) -> None:
+        """Note that a block has come to a step, with log-weights (n,)."""
+        with self._lock:
+            self.z[rows], self.log_w[rows], self.done[rows] = block.z, log_w, step
+            self.positions[str(rows.start)] = block.position
+            rank, processes = distributed.world()
+            self.tell(min(1.0, processes * float(self.done.sum()) / (self.steps * len(self.done))), self.arrived)
+            if self.path is not None and time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+                self.save()
+
+    @property
+    def arrived(self) -> Tensor:
+        """Log-weights of the chains at the end of the path."""
+        return self.log_w[self.done.to(self.log_w.device) == self.steps]
+
+    def save(self) -> None:
+        """Write the chains down."""
+        assert self.path is not None
+        state = {"z": self.z.bool(), "log_w": self.log_w, "done": self.done, "positions": self.positions}
+        save_state(self.path, state)
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Forget what was written down."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _fingerprint(*values: Tensor) -> str:
+    digest = hashlib.sha256(repr(distributed.world()).encode())
+    for value in values:
+        digest.update(repr(value.shape).encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def anneal(
+    rbm: RBM,
+    z: Tensor,
+    path: Sequence[float],
+    base_bias: Tensor,
+    generator: torch.Generator | None = None,
+    tell: Callable[[float, Tensor], None] = lambda share, arrived: None,
+    checkpoints: Path | None = None,
+) -> Tensor:
+    r"""Take chains along a path of inverse temperatures, in as many threads and processes as there are.
+
+    At each step a chain's log-weight grows by :math:`\log f_k(z) - \log f_{k-1}(z)`, and then z moves by T_k.
+
+    Arguments:
+        rbm: The RBM.
+        z: Bits from which the chains start, with shape (N, M).
+        path: Inverse temperatures, the first that of z.
+        base_bias: Biases of the base, with shape (M,).
+        generator: Source of the randomness; the default generator if None.
+        tell: Called now and then with the share done and the log-weights of the chains that have arrived.
+        checkpoints: Folder in which the chains are written down every minute. The same call, with a generator
+            in the same state, then goes on from there to the same result.
+
+    Returns:
+        Log-weights, float64, with shape (N,).
+    """
+    steps = len(path) - 1
+    weights = Weights(rbm, len(z), base_bias)
+    fingerprint = _fingerprint(z, weights.b, weights.c, rbm.weight, base_bias, torch.tensor(path, dtype=torch.float64))
+    journey = _Journey(z, steps, fingerprint, tell, checkpoints)
+
+    def advance(block: Block, rows: slice) -> None:
+        log_w = journey.log_w[rows].clone()
+        for k in range(journey.start(block, rows) + 1, steps + 1):
+            block.project()
+            block.anneal_hidden(path[k], path[k - 1], log_w)
+            if k < steps:  # the last transition would change no weight
+                block.draw_visible(path[k])
+            if k % _REPORT_EVERY == 0 or k == steps:
+                journey.reached(block, rows, log_w, k)
+
+    run_blocks(weights, z, generator, advance, shared=True)
+    log_w = distributed.total(journey.log_w)
+    journey.finish()
+    return log_w
+
+
 def ais(
     rbm: RBM,
     chains: int,
@@ -98,6 +220,7 @@ def ais(
     base_bias: Tensor | None = None,
     schedule: Tensor | None = None,
     progress: Progress | None = None,
+    checkpoints: Path | None = None,
 ) -> AISEstimate:
     r"""Estimate log Z by annealed importance sampling.
 
@@ -113,7 +236,9 @@ def ais(
             RBM's own visible bias.
         schedule: Inverse temperatures, with shape (N + 1,), rising from 0 to 1; linear if None.
             See :func:`adaptive_schedule`.
-        progress: Called now and then with the chain-temperatures done since the last call.
+        progress: Told now and then the share done, and the estimate by the chains that have arrived.
+        checkpoints: Folder for the chains of a long run, which the same call then goes on from; see
+            :func:`anneal`.
 
     Raises:
         ValueError: If there are fewer than one chain or temperature, or the shapes do not fit.
@@ -122,21 +247,15 @@ def ais(
         raise ValueError(f"ais: chains must be at least 1, got {chains}")
     betas = _betas(temperatures, schedule)
     base_bias = _base(rbm, base_bias)
-    log_w = torch.full((chains,), log_base_partition(rbm, base_bias), dtype=torch.float64, device=base_bias.device)
+    log_z_base = log_base_partition(rbm, base_bias)
 
-    def advance(block: Block, rows: slice) -> None:
-        for k in range(1, temperatures + 1):
-            block.project()
-            block.add_log_ratio(betas[k], betas[k - 1], log_w[rows])
-            if k < temperatures:  # the last transition would change no weight
-                block.draw_hidden(betas[k])
-                block.draw_visible(betas[k])
-            if progress and k % _REPORT_EVERY == 0:
-                progress(_REPORT_EVERY * (rows.stop - rows.start))
+    def tell(share: float, arrived: Tensor) -> None:
+        if progress:
+            progress(share, estimate_from_log_weights(log_z_base + arrived) if len(arrived) else None)
 
     z = bernoulli(base_bias.expand(chains, -1), generator)
-    run_blocks(Weights(rbm, chains, base_bias), z, generator, advance)
-    return estimate_from_log_weights(log_w)
+    log_w = anneal(rbm, z, betas, base_bias, generator, tell, checkpoints)
+    return estimate_from_log_weights(log_z_base + log_w)
 
 
 def raise_log_prob(
@@ -148,6 +267,7 @@ def raise_log_prob(
     base_bias: Tensor | None = None,
     schedule: Tensor | None = None,
     progress: Progress | None = None,
+    checkpoints: Path | None = None,
 ) -> Tensor:
     r"""Estimate log p(z) conservatively by annealing in reverse (RAISE).
 
@@ -164,7 +284,8 @@ def raise_log_prob(
         generator: Source of the randomness; the default generator if None.
         base_bias: As in :func:`ais`; use the same for both.
         schedule: As in :func:`ais`.
-        progress: Called now and then with the chain-temperatures done since the last call.
+        progress: Told now and then the share done.
+        checkpoints: As in :func:`ais`.
 
     Returns:
         Log of the mean of the chains' estimates, float64, with shape (B,).
@@ -179,20 +300,16 @@ def raise_log_prob(
     betas = _betas(temperatures, schedule)
     base_bias = _base(rbm, base_bias)
     z = z.to(rbm.weight)
-    log_p = (-rbm.free_energy(z).detach().double() - log_base_partition(rbm, base_bias)).repeat(chains)
+    log_f = -rbm.free_energy(z).detach().double()
 
-    def advance(block: Block, rows: slice) -> None:
-        block.project()
-        for k in range(temperatures, 0, -1):
-            block.draw_hidden(betas[k])
-            block.draw_visible(betas[k])
-            block.project()
-            block.add_log_ratio(betas[k - 1], betas[k], log_p[rows])
-            if progress and k % _REPORT_EVERY == 0:
-                progress(_REPORT_EVERY * (rows.stop - rows.start))
+    def tell(share: float, arrived: Tensor) -> None:
+        if progress:
+            progress(share, None)
 
-    run_blocks(Weights(rbm, len(log_p), base_bias), z.repeat(chains, 1), generator, advance)
-    return log_p.view(chains, -1).logsumexp(0) - math.log(chains)
+    x = gibbs(rbm, z.repeat(chains, 1), 1, generator)
+    log_w = anneal(rbm, x, betas[::-1], base_bias, generator, tell, checkpoints)
+    mean = log_w.view(chains, -1).logsumexp(0) - math.log(chains)
+    return log_f - log_base_partition(rbm, base_bias) + mean
 
 
 def adaptive_schedule(
@@ -220,13 +337,12 @@ def adaptive_schedule(
     def advance(block: Block, rows: slice) -> None:
         for k in range(1, pilot_temperatures + 1):
             block.project()
-            block.add_log_ratio(betas[k], betas[k - 1], increments[k - 1, rows])
-            block.draw_hidden(betas[k])
+            block.anneal_hidden(betas[k], betas[k - 1], increments[k - 1, rows])
             block.draw_visible(betas[k])
 
     z = bernoulli(base_bias.expand(pilot_chains, -1), generator)
-    run_blocks(Weights(rbm, pilot_chains, base_bias), z, generator, advance)
-    return place_temperatures(increments.std(1), temperatures)
+    run_blocks(Weights(rbm, pilot_chains, base_bias), z, generator, advance, shared=True)
+    return place_temperatures(distributed.total(increments).std(1), temperatures)
 
 
 def place_temperatures(spread: Tensor, temperatures: int) -> Tensor:

@@ -24,10 +24,11 @@ from rich.table import Table
 from . import __version__, data
 from .config import Config
 from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
+from .files import FileError, write_atomically, write_json
 from .progress import Display
 from .rbm import RBM
 from .recipes import RECIPES
-from .runs import Run, RunError, load, write_atomically, write_json
+from .runs import Run, load
 from .train import TrainingError, train
 
 console = Console(highlight=False)
@@ -407,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _, command = lookup(args[0], COMMANDS, "command")
         return int(command(args[1:]))
-    except (UsageError, RunError, data.DataError, TrainingError, OSError) as error:
+    except (UsageError, FileError, data.DataError, TrainingError, OSError) as error:
         for line in str(error).splitlines():
             Console(stderr=True, highlight=False).print(f"error: {line}", soft_wrap=True, markup=False)
         return 2

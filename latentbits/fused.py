@@ -40,6 +40,12 @@ def draw_key(generator: torch.Generator | None) -> Key:
     return np.uint32(bits & 0xFFFFFFFF), np.uint32(bits >> 32)
 
 
+def fork(key: Key, number: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for part ``number`` of some work; a function of key and number alone."""
+    low, high = (int(word) for word in key)
+    return torch.Generator(device).manual_seed(((high << 32 | low) + number * 0x9E3779B97F4A7C15) % 2**63)
+
+
 _worker = threading.local()
 
 

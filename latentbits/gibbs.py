@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
-from .fused import Key, bernoulli, draw_key, is_on_cpu, map_blocks
+from . import distributed, kernels
+from .fused import Key, bernoulli, draw_key, fork, is_on_cpu, map_blocks
 from .rbm import RBM, Prior
 
 FEWEST_ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 500
@@ -124,11 +124,22 @@ class FusedBlock:
         self.z_wide.view(n, w.copies, w.M).copy_(z[:, None])
         self._b, self._c, self._base = w.b.numpy(), w.c.numpy(), w.base_bias.numpy()
         self._a, self._d, self._z, self._h = (t.numpy() for t in (self.a, self.d, self.z_wide, self.h_wide))
+        self._slope, self._score = w.b - w.base_bias, torch.empty(n)
 
     @property
     def z(self) -> Tensor:
         """Visible bits, with shape (n, M)."""
         return self.z_wide[:, : self.weights.M]
+
+    @property
+    def position(self) -> Tensor:
+        """Where the block stands in its random stream."""
+        return torch.tensor(self.calls)
+
+    def move(self, z: Tensor, position: Tensor) -> None:
+        """Go on from bits z (n, M) and a position in the random stream."""
+        self.z_wide.view(len(z), self.weights.copies, self.weights.M).copy_(z[:, None])
+        self.calls = int(position)
 
     def _draw(self, logits: np.ndarray, bias: np.ndarray, beta: float, out: np.ndarray) -> None:
         kernels.draw_rows(logits, bias, np.float32(beta), self.key, np.uint32(self.calls), self.block, out)
@@ -149,11 +160,15 @@ class FusedBlock:
         torch.mm(self.h_wide, self.weights.WT, out=self.d)
         self._draw(self._d, np.float32(1 - beta) * self._base + np.float32(beta) * self._b, beta, self._z)
 
-    def add_log_ratio(self, beta_to: float, beta_from: float, log_w: Tensor) -> None:
-        """log_w (n,) += log f_to(z) - log f_from(z), from the last :meth:`project`."""
-        slope = (self.weights.b - self.weights.base_bias).double()
-        log_w += (beta_to - beta_from) * (self.z.double() @ slope)
-        kernels.add_softplus_difference(self._a, self._c, np.float32(beta_to), np.float32(beta_from), log_w.numpy())
+    def anneal_hidden(self, beta_to: float, beta_from: float, log_w: Tensor) -> None:
+        """log_w (n,) += log f_to(z) - log f_from(z) and h ~ p_to(h | z), from the last :meth:`project`."""
+        difference = beta_to - beta_from
+        log_w.add_(torch.mv(self.z, self._slope, out=self._score), alpha=difference)
+        kernels.anneal_rows(
+            self._a, self._c, np.float32(beta_to), np.float32(difference), self.key, np.uint32(self.calls), self.block,
+            self._h, log_w.numpy(),
+        )  # fmt: skip
+        self.calls += 1
 
 
 class PlainBlock:
@@ -161,6 +176,17 @@ class PlainBlock:
 
     def __init__(self, weights: Weights, z: Tensor, generator: torch.Generator | None) -> None:
         self.weights, self.generator, self.z = weights, generator, z.to(weights.b)
+
+    @property
+    def position(self) -> Tensor:
+        return torch.random.get_rng_state() if self.generator is None else self.generator.get_state()
+
+    def move(self, z: Tensor, position: Tensor) -> None:
+        self.z = z.to(self.weights.b)
+        if self.generator is None:
+            torch.random.set_rng_state(position)
+        else:
+            self.generator.set_state(position)
 
     def project(self) -> None:
         self.a = self.z @ self.weights.W
@@ -172,11 +198,12 @@ class PlainBlock:
         w = self.weights
         self.z = bernoulli((1 - beta) * w.base_bias + beta * (w.b + self.h @ w.WT), self.generator)
 
-    def add_log_ratio(self, beta_to: float, beta_from: float, log_w: Tensor) -> None:
+    def anneal_hidden(self, beta_to: float, beta_from: float, log_w: Tensor) -> None:
         x = self.a + self.weights.c
         slope = (self.weights.b - self.weights.base_bias).double()
         log_w += (beta_to - beta_from) * (self.z.double() @ slope)
         log_w += (F.softplus(beta_to * x) - F.softplus(beta_from * x)).double().sum(-1)
+        self.draw_hidden(beta_to)
 
 
 Block = FusedBlock | PlainBlock
@@ -190,26 +217,48 @@ def rows_per_block(chains: int) -> int:
     return min(MOST_ROWS_PER_BLOCK, max(FEWEST_ROWS_PER_BLOCK, -(-chains // 2)))
 
 
+def blocks_of_chains(weights: Weights, chains: int, processes: int) -> list[slice]:
+    """The rows of each block: many small ones on the CPU, elsewhere one for each process."""
+    size = rows_per_block(chains) if weights.fused else -(-chains // processes)
+    return [slice(first, min(chains, first + size)) for first in range(0, chains, size)]
+
+
 def run_blocks(
-    weights: Weights, z: Tensor, generator: torch.Generator | None, advance: Callable[[Block, slice], None]
+    weights: Weights,
+    z: Tensor,
+    generator: torch.Generator | None,
+    advance: Callable[[Block, slice], None],
+    shared: bool = False,
 ) -> None:
-    """Advance the chains z (N, M) in blocks; ``advance(block, rows)`` does the steps of one block."""
-    if not weights.fused:
-        advance(PlainBlock(weights, z, generator), slice(0, z.shape[0]))
-        return
-    key = draw_key(generator)
-    size = rows_per_block(z.shape[0])
-    starts = range(0, z.shape[0], size)
+    """Advance the chains z (N, M) in blocks; ``advance(block, rows)`` does the steps of one block.
+
+    A block's random stream is its own, so blocks may run in any order, on any thread and in any process.
+
+    Arguments:
+        weights: The RBM.
+        z: Where the chains start, with shape (N, M).
+        generator: Source of the randomness; the default generator if None.
+        advance: Does the steps of one block, and writes down what the caller wants of it.
+        shared: Whether processes share the blocks out, or each runs all of its own.
+    """
+    rank, processes = distributed.world() if shared else distributed.World(0, 1)
+    blocks = blocks_of_chains(weights, len(z), processes)
+    key = draw_key(generator) if weights.fused or processes > 1 else None
     stop = threading.Event()
 
-    def run(block: int) -> None:
-        rows = slice(starts[block], min(z.shape[0], starts[block] + size))
+    def run(number: int) -> None:
+        rows = blocks[number]
         with torch.no_grad():
-            advance(FusedBlock(weights, z[rows], key, block, stop), rows)
+            if weights.fused:
+                assert key is not None
+                advance(FusedBlock(weights, z[rows], key, number, stop), rows)
+            else:
+                own = generator if key is None else fork(key, number, weights.b.device)
+                advance(PlainBlock(weights, z[rows], own), rows)
 
     with weights.products():
         try:
-            map_blocks(run, range(len(starts)))
+            map_blocks(run, range(rank, len(blocks), processes))
         except BaseException:  # Ctrl-C reaches this thread only, and the others would go on for minutes
             stop.set()
             raise

@@ -42,7 +42,11 @@ _ZERO, _HALF, _ONE, _LIMIT = _f32(0), _f32(0.5), _f32(1), _f32(80)
 _A1, _A3, _A5, _A7, _A9, _A11, _A13 = (_f32(2 / n) for n in (1, 3, 5, 7, 9, 11, 13))
 
 _LANES = 16
-_TILE = 512
+_STEPS = _f32(65536)
+# The quadratic of least relative error for 1 / w on [1, 2], 1/99; two Newton steps square it twice.
+_R0, _R1, _R2 = _f32(70 / 33), _f32(-16 / 11), _f32(32 / 99)
+_SIXTH, _QUARTER, _SIX = _f32(1 / 6), _f32(0.25), _f32(6)
+_LARGEST_IN_SERIES = _f32(1 / 16)  # the first term left out is 2e-8 of the increment there
 # What lets the loops vectorize. Not "reassoc", which would undo the two-part reduction in _exp.
 # numba inlines "always" functions into the caller's flags, so only the loops carry them.
 _FAST = {"contract", "nsz", "nnan"}
@@ -110,29 +114,67 @@ def _random16(bits, row, lanes, step, block, key0, key1):
         bits[7 * lanes + lane] = _i32(w3 >> _SHIFT16)
 
 
+@njit(inline="always")
+def _reciprocal(w):
+    """1 / w for w in [1, 2], by two Newton steps: a division takes as long as all the rest of a draw."""
+    y = (_R2 * w + _R1) * w + _R0
+    y = y * (_ONE + (_ONE - w * y))
+    return y * (_ONE + (_ONE - w * y))
+
+
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
 def _draw_span(a, bias, scale, bits, out):
-    """Draw one span of a row; returns whether any draw was a tie."""
+    """Draw one span of a row; returns whether any draw was a tie.
+
+    With w = 1 + exp(-x), r < floor(65536 / w) is (r + 1) w <= 65536, which needs no division.
+    """
     tie = _i32(0)
     for j in range(a.size):
         x = min(max(a[j] * scale + bias[j], -_LIMIT), _LIMIT)
-        t = _f32(65536) / (_ONE + _exp(-x))
-        floor = _i32(t)
-        out[j] = _ONE if bits[j] < floor else _ZERO
-        tie = _i32(tie | _i32(bits[j] == floor))  # numba widens int32 arithmetic; int64 halves the lanes
+        w = _ONE + _exp(-x)
+        low = _f32(bits[j]) * w
+        high = low + w
+        out[j] = _ONE if high <= _STEPS else _ZERO
+        tie = _i32(tie | _i32((low <= _STEPS) & (high > _STEPS)))  # int64, numba's choice, would halve the lanes
     return tie
 
 
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _anneal_span(a, bias, to, difference, bits, out, terms):
+    """Draw one span of a row at inverse temperature ``to``, and put its increments of log f in ``terms``.
+
+    The sigmoid and the increment share their exponential. With y = to x, d = difference x and p = sigmoid(y),
+    softplus(y) - softplus(y - d) is the series d p - d^2 / 2 p(1-p) + ..., to d^4.
+
+    Returns:
+        1 if any draw was a tie, and 2 more if any d is too large for the series.
+    """
+    flags = _i32(0)
+    for j in range(a.size):
+        x = a[j] + bias[j]
+        y, d = x * to, x * difference
+        e = _exp(-min(abs(y), _LIMIT))
+        r = _reciprocal(_ONE + e)
+        q = e * r * r  # p (1 - p)
+        p = r if y >= _ZERO else e * r
+        third = d * _SIXTH * (_ONE - p - p - d * _QUARTER * (_ONE - _SIX * q))
+        terms[j] = d * (p - d * q * (_HALF - third))
+        threshold, bit = _STEPS * p, _f32(bits[j])
+        out[j] = _ONE if bit + _ONE <= threshold else _ZERO
+        flags = _i32(flags | _i32((bit <= threshold) & (bit + _ONE > threshold)))
+        flags = _i32(flags | (_i32(abs(d) > _LARGEST_IN_SERIES) << _i32(1)))
+    return flags
+
+
+@njit(nogil=True, error_model="numpy")
 def _settle_ties(a, bias, scale, bits, out, row, step, block, key0, key1):
     """Decide the draws whose 16 bits equal the threshold's integer part, by 32 more bits each."""
     for j in range(a.size):
-        x = min(max(a[j] * scale + bias[j], -_LIMIT), _LIMIT)
-        t = _f32(65536) / (_ONE + _exp(-x))
-        floor = _i32(t)
-        if bits[j] == floor:
+        x = min(max(np.float64(a[j] * scale + bias[j]), -80.0), 80.0)
+        t = 65536 / (1 + math.exp(-x))
+        if abs(t - np.float64(bits[j]) - 0.5) < 0.52:  # a little wider than a tie, for the rounding of the other loop
             w0, _, _, _ = _philox(_u32(row), step, block, _u32(1 + j), key0, key1)
-            out[j] = _ONE if _f32(w0) < (t - _f32(floor)) * _f32(4294967296.0) else _ZERO
+            out[j] = _ONE if np.float64(w0) < (t - np.float64(bits[j])) * 4294967296.0 else _ZERO
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -186,23 +228,46 @@ def softplus_sum(a, out):
 
 
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
-def _softplus_difference_row(a, bias, scale_to, scale_from, terms):
+def _softplus_difference_row(a, bias, to, difference, terms):
     for j in range(a.size):
         x = a[j] + bias[j]
-        terms[j] = _softplus(scale_to * x) - _softplus(scale_from * x)
+        terms[j] = _softplus(to * x) - _softplus((to - difference) * x)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def add_softplus_difference(a, bias, scale_to, scale_from, out):
-    r"""``out[i] += sum_j softplus(scale_to * (a + bias)[i, j]) - softplus(scale_from * (a + bias)[i, j])``.
+def anneal_rows(a, bias, to, difference, key, step, block, out, log_w):
+    r"""Reweigh chains to inverse temperature ``to`` and draw their hidden bits there, in one pass.
 
-    The difference is taken for each element before the sum, so the rounding error is relative to the
-    small increment and not to the two large sums. a (N, D), bias (D,), out (N,) float64.
+    ``log_w[i] += sum_j softplus(to * x[i, j]) - softplus((to - difference) * x[i, j])`` and
+    ``out[i, j]`` ~ Bernoulli(sigmoid(to * x[i, j])) with x = a + bias. The difference is taken for each element
+    before the sum, so the rounding error is relative to the small increment and not to the two large sums.
+
+    Arguments:
+        a: Hidden logits without bias, with shape (N, D).
+        bias: With shape (D,).
+        to: A float32.
+        difference: Of the inverse temperatures, a float32 of either sign.
+        key: Two uint32.
+        step: Position in the stream, a uint32.
+        block: Position in the stream, a uint32.
+        out: Bits, with shape (N, copies * D), as in :func:`draw_rows`.
+        log_w: Log-weights, float64, with shape (N,).
     """
-    terms = np.empty(a.shape[1], _f32)
-    for i in range(a.shape[0]):
-        _softplus_difference_row(a[i], bias, scale_to, scale_from, terms)
-        out[i] += _sum(terms)
+    n, d = a.shape
+    copies = out.shape[1] // d
+    lanes = (d + 8 * _LANES - 1) // (8 * _LANES) * _LANES
+    bits, terms, scaled = np.empty(8 * lanes, _i32), np.empty(d, _f32), bias * to
+    for i in range(n):
+        _random16(bits, i, lanes, step, block, key[0], key[1])
+        row = out[i, :d]
+        flags = _anneal_span(a[i], bias, to, difference, bits, row, terms)
+        if flags & 1:
+            _settle_ties(a[i], scaled, to, bits, row, i, step, block, key[0], key[1])
+        if flags & 2:
+            _softplus_difference_row(a[i], bias, to, difference, terms)
+        log_w[i] += _sum(terms)
+        for copy in range(1, copies):
+            out[i, copy * d : (copy + 1) * d] = row
 
 
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")

@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from . import data
 from .config import AutoencoderConfig, Config, JointConfig, RBMConfig, ValidationConfig
 from .evaluate import fit_prior_base, quick_nll
+from .files import load_state, save_state
 from .fused import bernoulli
 from .gibbs import bfloat16_products, gibbs
 from .model import LatentModel, build
@@ -36,7 +37,7 @@ from .nets import MLP, weight_matrices
 from .objectives import joint_losses
 from .progress import STAGE_TITLES, Display
 from .rbm import RBM, BernoulliPrior
-from .runs import FINISHED, STAGES, Run, RunError, load_state, save_state
+from .runs import FINISHED, STAGES, Run, RunError
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_BETWEEN_CHECKS = 50

@@ -333,14 +333,72 @@ def test_log_weights_of_chains_are_uncorrelated_across_blocks():
         assert abs((w[:, i] * w[:, j]).mean()) * math.sqrt(5000) < LIMIT
 
 
-def test_progress_counts_chain_temperatures():
-    rbm, done = random_rbm(4, 3), []
-    ais(rbm, 1100, 400, seeded(23), progress=done.append)
-    assert sum(done) == 1100 * 400
-    assert len(done) > 2
-    done.clear()
-    raise_log_prob(rbm, tensor(exact.states(4)), 400, 2, seeded(24), progress=done.append)
-    assert sum(done) == 32 * 400
+def test_progress_tells_the_share_and_the_estimate_by_chains_that_have_arrived():
+    rbm, told = random_rbm(4, 3), []
+    final = ais(rbm, 1100, 400, seeded(23), progress=lambda *report: told.append(report))
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert (len(told), shares[-1]) == (6, 1.0)  # three blocks, each told of twice
+    arrived = [0 if estimate is None else len(estimate.log_weights) for _, estimate in told]
+    assert arrived == sorted(arrived)
+    assert {0, 500, 1100} <= {*arrived, 500}
+    assert told[-1][1].log_z == pytest.approx(final.log_z, abs=1e-12)
+
+
+def test_raise_tells_its_share():
+    told = []
+    z = torch.ones(350, 4)
+    raise_log_prob(random_rbm(4, 3), z, 400, 2, seeded(24), progress=lambda *report: told.append(report))
+    assert [estimate for _, estimate in told] == [None] * len(told)
+    assert told[-1][0] == 1.0
+    assert len(told) == 4
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("estimator", ["ais", "raise"])
+def test_an_interrupted_estimate_goes_on_to_the_same_result(estimator, to_path, tmp_path, monkeypatch):
+    """Stopped once, the second call starts from the file, and ends at the result of one that was never stopped."""
+    anneal = import_module("latentbits.anneal")
+    monkeypatch.setattr(anneal, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    rbm, z = to_path(random_rbm(4, 3)), tensor(exact.states(4)).repeat(50, 1)
+
+    def run(progress=None, checkpoints=tmp_path):
+        if estimator == "ais":
+            return ais(rbm, 800, 900, seeded(60), progress=progress, checkpoints=checkpoints).log_weights
+        return raise_log_prob(rbm, z, 900, 1, seeded(60), progress=progress, checkpoints=checkpoints)
+
+    def interrupt(share, estimate):
+        if share > 0.6:
+            raise Interrupted
+
+    expected = run(checkpoints=None)
+    with pytest.raises(Interrupted):
+        run(interrupt)
+    assert [path.name[:10] for path in tmp_path.iterdir()] == ["annealing-"]
+    shares = []
+    resumed = run(lambda share, estimate: shares.append(share))
+    assert torch.equal(resumed, expected)
+    assert shares[0] > 0.4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimate_does_not_go_on_from_that_of_another_model(tmp_path, monkeypatch):
+    anneal = import_module("latentbits.anneal")
+    monkeypatch.setattr(anneal, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+
+    def interrupt(share, estimate):
+        if share > 0.5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        ais(random_rbm(4, 3), 100, 900, seeded(61), progress=interrupt, checkpoints=tmp_path)
+    other, shares = random_rbm(4, 3, seed=1), []
+    ais(other, 100, 900, seeded(61), progress=lambda share, _: shares.append(share), checkpoints=tmp_path)
+    assert shares[0] < 0.4
+    assert len(list(tmp_path.iterdir())) == 1  # that of the first is still there
 
 
 def test_no_gradient_is_kept():
@@ -417,15 +475,6 @@ def test_the_pilot_sees_the_spread_of_the_increments(monkeypatch):
     np.testing.assert_allclose(seen[0][0], expected, rtol=0.04)
     assert max(expected) > 1.3 * min(expected)  # or a shift by one would not show
     assert seen[0][1] == 5
-
-
-def test_progress_counts_every_chain_and_temperature():
-    rbm, counts = random_rbm(4, 3), []
-    ais(rbm, 700, 400, seeded(41), progress=counts.append)
-    assert sum(counts) == 700 * 400
-    counts.clear()
-    raise_log_prob(rbm, torch.ones(350, 4), 400, 2, seeded(42), progress=counts.append)
-    assert sum(counts) == 700 * 400
 
 
 def test_raise_runs_one_chain_unless_asked_otherwise():

@@ -326,21 +326,55 @@ def test_softplus_sum_of_a_layout():
     assert torch.equal(softplus_sum(a.T), softplus_sum(a.T.contiguous()))
 
 
-def test_softplus_difference_keeps_small_increments():
-    """A step of 1e-3 in scale: off by the rounding of single terms, not by that of their sum."""
+def reweigh(a, bias, to, difference, copies=1, key=KEY, step=0, block=0):
+    """Bits and log-weights (from 7) by ``kernels.anneal_rows``."""
+    n, d = a.shape
+    out, log_w = np.empty((n, copies * d), np.float32), np.full(n, 7.0)
+    step, block = np.uint32(step), np.uint32(block)
+    kernels.anneal_rows(a, bias, np.float32(to), np.float32(difference), key, step, block, out, log_w)
+    return out, log_w
+
+
+@pytest.mark.parametrize("difference", [1e-5, -1e-5, 1e-3, -1e-3, 3e-3, 0.02, -0.02, 0.4, -0.4])
+def test_increments_are_accurate_whatever_their_size(difference):
+    """Small steps by the series, large ones by two softplus, rows with both; none off by the size of the sums."""
     rng = np.random.default_rng(22)
     a, bias = rng.normal(0, 6, (50, 1000)).astype(np.float32), rng.normal(0, 3, 1000).astype(np.float32)
-    to, start = np.float32(0.501), np.float32(0.5)
-    out = np.full(50, 7.0)
-    kernels.add_softplus_difference(a, bias, to, start, out)
-    x = a.astype(np.float64) + bias
-    difference = (softplus64(np.float64(to) * x) - softplus64(np.float64(start) * x)).sum(1)
-    # Each of 1,000 terms of up to 15 is rounded to 2^-21 at worst; the errors add up as a random walk.
-    assert np.abs(out - 7 - difference).max() < LIMIT * np.sqrt(1000) * 2**-21
-    before = out.copy()
-    kernels.add_softplus_difference(a, bias, start, to, out)
-    np.testing.assert_allclose(out, 7, atol=1e-12)
-    assert np.abs(before - 7).min() > 0.1
+    to, difference = np.float32(0.5), np.float32(difference)
+    _, log_w = reweigh(a, bias, to, difference)
+    x = (a + bias).astype(np.float64)
+    terms = softplus64(np.float64(to) * x) - softplus64((np.float64(to) - np.float64(difference)) * x)
+    # 4e-7 of each term (the exponential's error, and the series'), which may all have one sign; where two
+    # softplus are subtracted, half a unit in the last place of values up to 15, as a random walk
+    largest = 4e-7 * np.abs(terms).sum(1)
+    if np.abs(difference * x).max() > 1 / 16:
+        largest += LIMIT * np.sqrt(1000) * 2**-21
+    assert (np.abs(log_w - 7 - terms.sum(1)) < largest).all()
+    assert np.abs(log_w - 7).min() > 100 * largest.max()
+
+
+def test_annealed_bits_are_those_of_the_scaled_logits():
+    """Same stream, same thresholds as drawing from ``to * (a + bias)``, but for rounding at a threshold."""
+    rng = np.random.default_rng(23)
+    a, bias = rng.normal(0, 4, (300, 700)).astype(np.float32), rng.normal(0, 2, 700).astype(np.float32)
+    for to in (0.0, 0.3, 1.0):
+        bits, _ = reweigh(a, bias, to, 1e-3, copies=2, step=5, block=6)
+        expected = draw(a, step=5, block=6, scale=to, bias=to * bias, copies=2)
+        assert np.isin(bits, (0, 1)).all()
+        assert (bits != expected).mean() < 1e-6
+        assert np.array_equal(bits[:, :700], bits[:, 700:])
+
+
+@pytest.mark.parametrize("p", [1e-6, 1e-4, 1 - 1e-4, 1 - 1e-6])
+def test_frequency_of_annealed_ones_where_one_value_is_rare(p):
+    """Ties decide here; counts within 4.5 standard errors, and thresholds of 16 bits would be off by 7."""
+    a, bias, count = np.full((2**14, 512), 2 * logit(p), np.float32), np.zeros(512, np.float32), 0
+    for block in range(16):
+        bits, _ = reweigh(a, bias, 0.5, 1e-3, block=block)
+        count += int((bits != (p > 0.5)).sum())
+    q, draws = min(p, 1 - p), 16 * a.size
+    assert abs(count - draws * q) / np.sqrt(draws * q) < LIMIT
+    assert draws * abs(q - np.floor(q * 65536) / 65536) / np.sqrt(draws * q) > 7
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 13), (3, 4, 5), (50, 20, 784), (2, 1, 9), (1, 0, 9)])

@@ -38,7 +38,7 @@ def one_step(rbm, z, beta, base_bias, generator):
 
     def advance(block, rows):
         block.project()
-        block.add_log_ratio(0.7, 0.2, log_w[rows])
+        block.anneal_hidden(0.7, 0.2, log_w[rows])
         block.draw_hidden(beta)
         block.draw_visible(beta)
         out[rows] = block.z

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from latentbits.config import Config
-from latentbits.runs import Run, RunError, flatten, load, load_state, save_state, unflatten, write_atomically
+from latentbits.files import FileError, flatten, load_state, save_state, unflatten, write_atomically
+from latentbits.runs import Run, RunError, load
 
 numbers = st.integers(-5, 5) | st.floats(allow_nan=False) | st.booleans() | st.none() | st.text(max_size=4)
 nested = st.recursive(
@@ -42,15 +43,15 @@ def test_truncated_state_is_named(tmp_path, keep):
     path = tmp_path / "state"
     save_state(path, {"x": torch.arange(100.0)})
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(RunError, match="expected a whole safetensors file"):
+    with pytest.raises(FileError, match="expected a whole safetensors file"):
         load_state(path)
 
 
 def test_state_of_another_format_or_missing_is_named(tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "new", metadata={"format": "99", "skeleton": "{}"})
-    with pytest.raises(RunError, match="expected format 1, found 99"):
+    with pytest.raises(FileError, match="expected format 1, found 99"):
         load_state(tmp_path / "new")
-    with pytest.raises(RunError, match="not found"):
+    with pytest.raises(FileError, match="not found"):
         load_state(tmp_path / "absent")
 
 

@@ -22,7 +22,7 @@ from latentbits.config import (
     RBMConfig,
     ValidationConfig,
 )
-from latentbits.runs import load_state
+from latentbits.files import load_state
 from latentbits.train import (
     State,
     TrainingError,

@@ -1,0 +1,122 @@
+"""Several processes: which one this is, and what all of them agree on.
+
+``torchrun`` starts the processes and says so in the environment; :func:`processes` joins them (gloo on CPUs,
+NCCL on GPUs). Everything here works in one process too, where it does nothing, so no caller asks how many
+there are. Training splits batches and persistent chains, and averages gradients. Annealing and evaluation split
+chains and images, each of which has a random stream of its own: on CPUs the merged result is that of one process,
+bit for bit.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class World(NamedTuple):
+    """This process among all.
+
+    Attributes:
+        rank: From 0 to size - 1; 0 writes files and talks.
+        size: Number of processes.
+    """
+
+    rank: int
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def world() -> World:
+    """This process's place; (0, 1) where it is alone."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    return World(0, 1)
+
+
+@contextmanager
+def processes(device: str = "cpu") -> Iterator[None]:
+    """Join the processes that ``torchrun`` started, for the length of the context.
+
+    Arguments:
+        device: Where the tensors are, as PyTorch names it; each process of a machine takes a GPU of its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world().size > 1:
+        yield
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def share(rows: Tensor) -> Tensor:
+    """This process's part of rows (N, *), with shape (N / size, *).
+
+    Raises:
+        ValueError: If the rows cannot be shared out equally.
+    """
+    rank, size = world()
+    if len(rows) % size:
+        raise ValueError(f"{len(rows)} rows cannot be shared out equally to {size} processes")
+    return rows.chunk(size)[rank]
+
+
+def _communicable(values: Tensor) -> Tensor:
+    """A contiguous copy where the backend wants it: NCCL has no CPU tensors."""
+    return (values.cuda() if dist.get_backend() == "nccl" else values).clone(memory_format=torch.contiguous_format)
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum over processes of tensors of one shape (*), with that shape."""
+    if world().size == 1:
+        return values
+    summed = _communicable(values)
+    dist.all_reduce(summed)
+    return summed.to(values.device)
+
+
+def gather(rows: Tensor) -> Tensor:
+    """All processes' rows (N, *), in order of rank, with shape (size N, *)."""
+    size = world().size
+    if size == 1:
+        return rows
+    sent = _communicable(rows)
+    parts = [torch.empty_like(sent) for _ in range(size)]
+    dist.all_gather(parts, sent)
+    return torch.cat(parts).to(rows.device)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether a flag is set in any process."""
+    return flag if world().size == 1 else bool(total(torch.tensor(int(flag))))
+
+
+def of_first(value: float) -> float:
+    """The first process's value."""
+    return float(total(torch.tensor(value if world().is_first else 0.0, dtype=torch.float64)))
+
+
+def wait() -> None:
+    """Go on when all processes have come here."""
+    any_of(False)
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace each gradient by its mean over processes, in one message."""
+    size = world().size
+    if size == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    mean = total(torch.cat([g.flatten() for g in gradients])) / size
+    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

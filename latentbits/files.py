@@ -1,0 +1,97 @@
+"""Files written whole or not at all, and nested state as safetensors.
+
+No file is a pickle. Nested state (optimizers, counters) becomes flat named tensors beside a JSON skeleton
+in the safetensors header.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+FORMAT = 1
+
+
+class FileError(ValueError):
+    """A file that cannot be used as asked; the message says what to do."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader or a crash sees the old content or the new, never a part."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(scratch, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Move the tensors in nested state into ``tensors`` and return a JSON skeleton that names them."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"map": [[key, flatten(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [flatten(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]}
+    return {"value": value}
+
+
+def unflatten(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of :func:`flatten`; tuples come back as lists."""
+    ((kind, content),) = skeleton.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "map":
+        return {key: unflatten(item, tensors) for key, item in content}
+    if kind == "list":
+        return [unflatten(item, tensors) for item in content]
+    return content
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write nested state to one safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = flatten(state, "state", tensors)
+    # storage shared between entries would be refused, and clones make every entry its own
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    write_atomically(path, save(tensors, metadata={"format": str(FORMAT), "skeleton": json.dumps(skeleton)}))
+
+
+def load_state(path: Path) -> Any:
+    """Read nested state.
+
+    Raises:
+        FileError: If the file is missing, damaged, or of a newer format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if int(metadata.get("format", 0)) != FORMAT:
+                raise FileError(
+                    f"{path}: expected format {FORMAT}, found {metadata.get('format', 'none')}; use the version of "
+                    "latentbits that wrote it"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return unflatten(json.loads(metadata["skeleton"]), tensors)
+    except FileNotFoundError as error:
+        raise FileError(f"{path}: not found") from error
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{path}: expected a whole safetensors file, found a damaged one ({error})") from error
