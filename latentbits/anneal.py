@@ -135,8 +135,8 @@ class _Journey:
         with self._lock:
             self.z[rows], self.log_w[rows], self.done[rows] = block.z, log_w, step
             self.positions[str(rows.start)] = block.position
-            rank, processes = distributed.world()
-            self.tell(min(1.0, processes * float(self.done.sum()) / (self.steps * len(self.done))), self.arrived)
+            share = distributed.world().size * float(self.done.sum()) / (self.steps * len(self.done))
+            self.tell(min(1.0, share), self.arrived)
             if self.path is not None and time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
                 self.save()
 

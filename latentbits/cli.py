@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, data
+from . import __version__, data, distributed
 from .config import Config
 from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
 from .files import FileError, write_atomically, write_json
@@ -141,7 +142,11 @@ def train_command(args: Sequence[str]) -> int:
         if config == RECIPES[config.recipe].make():
             config = started  # the options of the first start need not be given again
     check_device(options.device)
-    run = train(config, folder, options.resume, options.max_minutes, options.data_dir, options.device)
+    with distributed.processes(options.device):
+        is_first = distributed.world().is_first
+        run = train(config, folder, options.resume, options.max_minutes, options.data_dir, options.device)
+    if not is_first:
+        return 0
     if run.finished:
         say(f"finished: {run.path}\nnext: latentbits evaluate {run.path}")
     else:
@@ -202,15 +207,20 @@ def evaluate_run(
     folder = Run.open(run)
     check_output(out, overwrite)
     check_device(device)
-    model = load(run, weights).to(device)
-    if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
-        raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
-    splits = data.load(folder.config.data.name, data_dir)
-    x = getattr(splits, split)[:images]
-    started = time.monotonic()
-    with Display() as display:
-        generator = torch.Generator(device).manual_seed(seed)
-        evaluation = evaluate(model, x, split, counts, schedule, generator, display.share)
+    with distributed.processes(device):
+        is_first = distributed.world().is_first
+        model = load(run, weights).to(device)
+        if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
+            raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
+        splits = data.load(folder.config.data.name, data_dir)
+        x = getattr(splits, split)[:images]
+        started = time.monotonic()
+        with Display(quiet=not is_first) as display:
+            generator = torch.Generator(device).manual_seed(seed)
+            evaluation = evaluate(model, x, split, counts, schedule, generator, display.share, folder.path)
+        origin = provenance()
+    if not is_first:
+        return
     record = {
         "evaluation": evaluation.model_dump(exclude_none=True),
         "recipe": folder.config.recipe,
@@ -221,7 +231,7 @@ def evaluate_run(
         "wall_seconds": round(time.monotonic() - started, 1),
         "seed": seed,
         "data_checksum": splits.checksum,
-        **provenance(),
+        **origin,
     }
     write_json(folder.path / "evaluation.json", record)
     with open(folder.path / "evaluations.jsonl", "a") as stream:
@@ -276,8 +286,10 @@ def provenance() -> dict[str, Any]:
             "processor": platform.machine(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "processes": distributed.world().size,
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -10,22 +10,28 @@ e^{F(z_j)}` is unbiased for the hybrid's likelihood under that sampler.
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from .anneal import AISEstimate, adaptive_schedule, ais, raise_log_prob
+from . import distributed
+from .anneal import AISEstimate, Progress, adaptive_schedule, ais, raise_log_prob
 from .config import ValidationConfig
-from .model import LatentModel
+from .fused import draw_key, fork
+from .model import ImportanceSums, LatentModel
 from .rbm import RBM, Prior
 
 LARGEST_EXACT_LAYER = 20
 """Up to this many units in the smaller layer log Z is summed exactly without being asked."""
 
-Report = Callable[[str, float], None]
-"""Called with the name of a phase and the share of it that is done."""
+IMAGES_PER_PART = 500
+"""Images that are evaluated together; each such part has a random stream of its own."""
+
+Report = Callable[[str, float, str], None]
+"""Called with the name of a phase, the share of it that is done, and what it has found so far."""
 
 
 class Frozen(BaseModel):
@@ -162,24 +168,44 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _likelihood(
-    log_p: Tensor, variance: Tensor, log_z_error: float | None, dimensions: int, samples: int, ess: Tensor
-) -> Likelihood:
-    """Summarize log p(x) (N,), its Monte-Carlo variance (N,) and the effective sample sizes (N,)."""
-    n = len(log_p)
+class _Bound(NamedTuple):
+    """What an evaluation keeps for each image.
+
+    Attributes:
+        samples: K; 0 where nothing is summed out by sampling.
+        log_p: log p(x) + log Z, in nats, with shape (N,).
+        variance: Monte-Carlo variance of log_p, with shape (N,).
+        effective_sample_size: With shape (N,).
+        z: Samples from the posterior's normalised weights, with shape (m, N, M).
+    """
+
+    samples: int
+    log_p: Tensor
+    variance: Tensor
+    effective_sample_size: Tensor
+    z: Tensor
+
+    def first(self, n: int) -> "_Bound":
+        """The same of the first n images."""
+        return _Bound(self.samples, self.log_p[:n], self.variance[:n], self.effective_sample_size[:n], self.z[:, :n])
+
+
+def _likelihood(bound: _Bound, log_z: float, log_z_error: float | None, dimensions: int) -> Likelihood:
+    """Summarize a bound, given log Z and its standard error."""
+    n, log_p = len(bound.log_p), bound.log_p - log_z
     shared = math.inf if log_z_error is None else log_z_error
     return Likelihood(
         nll=-float(log_p.mean()),
         standard_error_images=_finite(float(log_p.std() / math.sqrt(n))) if n > 1 else None,
-        standard_error_monte_carlo=_finite(math.sqrt(float(variance.sum()) / n**2 + shared**2)),
+        standard_error_monte_carlo=_finite(math.sqrt(float(bound.variance.sum()) / n**2 + shared**2)),
         bits_per_dimension=-float(log_p.mean()) / (dimensions * math.log(2)),
         images=n,
-        samples=samples,
-        effective_sample_size=float(ess.mean()),
+        samples=bound.samples,
+        effective_sample_size=float(bound.effective_sample_size.mean()),
     )
 
 
-def _ignore(phase: str, share: float) -> None:
+def _ignore(phase: str, share: float, so_far: str) -> None:
     pass
 
 
@@ -192,6 +218,7 @@ def evaluate(
     schedule: Literal["adaptive", "linear"] = "adaptive",
     generator: torch.Generator | None = None,
     report: Report = _ignore,
+    checkpoints: Path | None = None,
 ) -> Evaluation:
     """Evaluate a model from both sides.
 
@@ -203,130 +230,120 @@ def evaluate(
         schedule: Temperatures placed by an independent pilot run, or equally spaced.
         generator: Source of the randomness; the default generator if None.
         report: Told now and then how far a phase has come.
+        checkpoints: Folder for what AIS and RAISE write down every minute; the same call, interrupted, goes on
+            from it.
 
     Raises:
         ValueError: If a count is out of range, or log Z can be had in no way.
     """
     check_counts(counts, len(x))
     prior = model if isinstance(model, RBM) else model.prior
-    D = x.shape[1]
     x = x.to(prior.visible_bias.detach())
-    annealed = None
-    if isinstance(prior, RBM) and counts.chains:
-        annealed = _ais(prior, counts, schedule, generator, report)
+    annealing = _Annealing(schedule, generator, report, checkpoints)
+    annealed = annealing.log_partition(prior, counts) if isinstance(prior, RBM) and counts.chains else None
     log_z = exact_log_partition(prior) or annealed
     if log_z is None:
         raise ValueError("evaluate: counts.chains=0 leaves log Z unknown, and the RBM is too large to enumerate")
 
     fewer = None
-    z: Tensor | None
-    if isinstance(model, RBM):
-        log_p, z = model.log_prob(x, log_z.value).double(), x.expand(counts.raise_resampled, -1, -1)
-        variance = ess = torch.zeros_like(log_p)
-        likelihood = _likelihood(log_p, variance, log_z.standard_error, D, 0, ess)
-    else:
-        log_p, variance, z, ess = _bound(model, x, counts.samples, counts.raise_resampled, generator, report)
-        log_p = log_p - log_z.value
-        likelihood = _likelihood(log_p, variance, log_z.standard_error, D, counts.samples, ess)
-        if counts.samples >= 20:
-            K = counts.samples // 10
-            few, few_variance, _, few_ess = _bound(model, x, K, 0, generator, report)
-            fewer = _likelihood(few - log_z.value, few_variance, log_z.standard_error, D, K, few_ess)
-
+    bound = _bound(model, x, counts.samples, counts.raise_resampled, generator, report)
+    if isinstance(model, LatentModel) and counts.samples >= 20:
+        few = _bound(model, x, counts.samples // 10, 0, generator, report)
+        fewer = _likelihood(few, log_z.value, log_z.standard_error, x.shape[1])
     raised = None
     if isinstance(prior, RBM) and counts.raise_temperatures and counts.raise_images:
-        n = min(counts.raise_images, len(x))
-        log_raise = _raise(prior, z[:, :n], counts, schedule, generator, report)
-        log_ratio = log_raise - prior.log_prob(z[:, :n], log_z.value).double()
-        difference = log_ratio.logsumexp(0) - math.log(len(z))  # log of p_ann / p, for each image
-        base = _likelihood(log_p[:n] + difference, variance[:n], 0.0, D, likelihood.samples, ess[:n])
-        error = float(difference.std() / math.sqrt(n)) if n > 1 else math.nan
-        raised = RaiseLikelihood(
-            **base.model_dump(exclude={"standard_error_monte_carlo"}),
-            standard_error_monte_carlo=_finite(math.hypot(_or_nan(base.standard_error_monte_carlo), error)),
-            resampled=len(z),
-            resampled_effective_sample_size=float(
-                (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp().mean()
-            ),
-            temperatures=counts.raise_temperatures,
-            schedule=schedule,
-            difference=-float(difference.mean()),
-            # log Z is in the difference, and its error is the same for every image
-            difference_standard_error=_finite(math.hypot(error, _or_nan(log_z.standard_error))),
-        )
+        raised = _raise(prior, bound.first(counts.raise_images), counts, log_z, x.shape[1], annealing)
     return Evaluation(
         split=split,
-        dimensions=D,
+        dimensions=x.shape[1],
         log_partition=log_z,
         log_partition_ais=annealed if log_z.method == "exact" else None,
-        likelihood=likelihood,
+        likelihood=_likelihood(bound, log_z.value, log_z.standard_error, x.shape[1]),
         likelihood_fewer_samples=fewer,
         likelihood_raise=raised,
     )
 
 
-def _schedule(prior: RBM, temperatures: int, kind: str, generator: torch.Generator | None) -> Tensor | None:
-    return adaptive_schedule(prior, temperatures, generator) if kind == "adaptive" else None
+class _Annealing(NamedTuple):
+    """How AIS and RAISE are run in an evaluation."""
 
+    schedule: str
+    generator: torch.Generator | None
+    report: Report
+    checkpoints: Path | None
 
-def _counter(phase: str, total: int, report: Report) -> Callable[[int], None]:
-    done = 0
+    def betas(self, prior: RBM, temperatures: int) -> Tensor | None:
+        """The schedule (temperatures + 1,); None for the linear one."""
+        return adaptive_schedule(prior, temperatures, self.generator) if self.schedule == "adaptive" else None
 
-    def progress(count: int) -> None:
-        nonlocal done
-        done += count
-        report(phase, done / total)
+    def log_partition(self, prior: RBM, counts: Counts) -> LogPartition:
+        """log Z by AIS."""
+        betas = self.betas(prior, counts.temperatures)
+        estimate = ais(
+            prior, counts.chains, counts.temperatures, self.generator, schedule=betas,
+            progress=self._tell("AIS"), checkpoints=self.checkpoints,
+        )  # fmt: skip
+        return summarize_ais(estimate, counts.temperatures, self.schedule)
 
-    return progress
+    def log_prob(self, prior: RBM, z: Tensor, temperatures: int) -> Tensor:
+        """log p_ann of z (m, n, M) by RAISE, one chain each, with shape (m, n)."""
+        m, n, M = z.shape
+        return raise_log_prob(
+            prior, z.reshape(m * n, M), temperatures, 1, self.generator, schedule=self.betas(prior, temperatures),
+            progress=self._tell("RAISE"), checkpoints=self.checkpoints,
+        ).view(m, n)  # fmt: skip
 
+    def _tell(self, title: str) -> Progress:
+        def tell(share: float, estimate: AISEstimate | None) -> None:
+            so_far = "" if estimate is None else f"log Z {estimate.log_z:.3f} ± {estimate.standard_error:.3f}"
+            self.report(title, share, so_far)
 
-def _ais(prior: RBM, counts: Counts, schedule: str, generator: torch.Generator | None, report: Report) -> LogPartition:
-    progress = _counter("AIS", counts.chains * counts.temperatures, report)
-    estimate = ais(
-        prior,
-        counts.chains,
-        counts.temperatures,
-        generator,
-        schedule=_schedule(prior, counts.temperatures, schedule, generator),
-        progress=progress,
-    )
-    return summarize_ais(estimate, counts.temperatures, schedule)
+        return tell
 
 
 def _bound(
-    model: LatentModel, x: Tensor, samples: int, keep: int, generator: torch.Generator | None, report: Report
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L_K + log Z (N,), its Monte-Carlo variance (N,), m kept samples (m, N, M) and the ESS (N,)."""
-    parts = []
-    for part in x.split(500):
-        parts.append(model.importance_sums(part, samples, keep, generator))
-        report(f"bound with K = {samples:,}", 500 * len(parts) / len(x))
-    return (
-        torch.cat([part.log_mean for part in parts]),
-        torch.cat([part.variance for part in parts]),
-        torch.cat([part.z for part in parts], 1),
-        torch.cat([part.effective_sample_size for part in parts]),
-    )
+    model: LatentModel | RBM, x: Tensor, samples: int, keep: int, generator: torch.Generator | None, report: Report
+) -> _Bound:
+    """L_K + log Z of data x (N, D), in parts that processes share out; an RBM over the data needs no samples."""
+    if isinstance(model, RBM):
+        log_f = -model.free_energy(x).double()
+        return _Bound(0, log_f, torch.zeros_like(log_f), torch.zeros_like(log_f), x.expand(keep, -1, -1))
+    key, (rank, processes) = draw_key(generator), distributed.world()
+    parts = [slice(first, min(first + IMAGES_PER_PART, len(x))) for first in range(0, len(x), IMAGES_PER_PART)]
+    log_sum = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    log_sum_squares, z = log_sum.clone(), x.new_zeros(keep, len(x), model.prior.visible)
+    for number in range(rank, len(parts), processes):
+        rows = parts[number]
+        _, log_sum[rows], log_sum_squares[rows], z[:, rows] = model.importance_sums(
+            x[rows], samples, keep, fork(key, number, x.device)
+        )
+        report(f"bound with K = {samples:,}", rows.stop / len(x), "")
+    # a process's rows are zeros in the others
+    sums = ImportanceSums(samples, *(distributed.total(values) for values in (log_sum, log_sum_squares, z)))
+    return _Bound(samples, sums.log_mean, sums.variance, sums.effective_sample_size, sums.z)
 
 
 def _raise(
-    prior: RBM,
-    z: Tensor,
-    counts: Counts,
-    schedule: str,
-    generator: torch.Generator | None,
-    report: Report,
-) -> Tensor:
-    """RAISE's log-probabilities of samples z (m, n, M), with shape (m, n)."""
-    m, n, M = z.shape
-    return raise_log_prob(
-        prior,
-        z.reshape(m * n, M),
-        counts.raise_temperatures,
-        generator=generator,
-        schedule=_schedule(prior, counts.raise_temperatures, schedule, generator),
-        progress=_counter("RAISE", m * n * counts.raise_temperatures, report),
-    ).view(m, n)
+    prior: RBM, bound: _Bound, counts: Counts, log_z: LogPartition, dimensions: int, annealing: _Annealing
+) -> RaiseLikelihood:
+    """RAISE on the resampled posterior samples of a bound's images."""
+    m, n, _ = bound.z.shape
+    log_raise = annealing.log_prob(prior, bound.z, counts.raise_temperatures)
+    log_ratio = log_raise - prior.log_prob(bound.z, log_z.value).double()
+    difference = log_ratio.logsumexp(0) - math.log(m)  # log of p_ann / p, for each image
+    base = _likelihood(bound._replace(log_p=bound.log_p + difference), log_z.value, 0.0, dimensions)
+    error = float(difference.std() / math.sqrt(n)) if n > 1 else math.nan
+    return RaiseLikelihood(
+        **base.model_dump(exclude={"standard_error_monte_carlo"}),
+        standard_error_monte_carlo=_finite(math.hypot(_or_nan(base.standard_error_monte_carlo), error)),
+        resampled=m,
+        resampled_effective_sample_size=float((2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp().mean()),
+        temperatures=counts.raise_temperatures,
+        schedule=annealing.schedule,
+        difference=-float(difference.mean()),
+        # log Z is in the difference, and its error is the same for every image
+        difference_standard_error=_finite(math.hypot(error, _or_nan(log_z.standard_error))),
+    )
 
 
 @torch.no_grad()
@@ -354,8 +371,5 @@ def quick_nll(
         estimate = ais(prior, config.ais_chains, config.ais_temperatures, generator)
         log_z = summarize_ais(estimate, config.ais_temperatures, "linear")
     x = x[: config.images].to(prior.visible_bias)
-    if isinstance(model, RBM):
-        log_p = model.log_prob(x, log_z.value)
-    else:
-        log_p = model.log_prob(x, config.samples, log_z.value, generator)
-    return -float(log_p.double().mean()), log_z.standard_error
+    bound = _bound(model, x, config.samples, 0, generator, _ignore)
+    return -float(bound.log_p.mean() - log_z.value), log_z.standard_error

@@ -104,10 +104,12 @@ class Display:
         if self._task is not None:
             self._bar.update(self._task, completed=done)
 
-    def share(self, title: str, share: float) -> None:
-        """Show that a phase has come to a share of its work between 0 and 1."""
+    def share(self, title: str, share: float, so_far: str = "") -> None:
+        """Show that a phase has come to a share of its work between 0 and 1, and what it has found so far."""
         if self._task is None or self._title != title:
             self.phase(title, 1.0)
+        assert self._task is not None
+        self._bar.update(self._task, description=f"{title}: {so_far}" if so_far else title)
         self.advance(share)
 
     def epoch(self, row: Mapping[str, Any]) -> None:

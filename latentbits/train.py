@@ -8,6 +8,9 @@ r"""The three stages of training, each a loop that reads top to bottom.
 A run is a function of its configuration: the order of the data depends on seed, stage and epoch, and all
 noise comes from one generator whose state is part of every checkpoint. Validation has a generator of
 its own. So a run that was stopped and resumed gives the same weights as one that was not.
+
+Where ``torchrun`` has started several processes, each takes its share of every batch and of the persistent chains
+and has a generator of its own, gradients are averaged, and the first process writes the files.
 """
 
 import contextlib
@@ -26,11 +29,11 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Adamax, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import data
+from . import data, distributed
 from .config import AutoencoderConfig, Config, JointConfig, RBMConfig, ValidationConfig
 from .evaluate import fit_prior_base, quick_nll
 from .files import load_state, save_state
-from .fused import bernoulli
+from .fused import bernoulli, draw_key, fork
 from .gibbs import bfloat16_products, gibbs
 from .model import LatentModel, build
 from .nets import MLP, weight_matrices
@@ -72,25 +75,24 @@ class State:
     origin: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path, origin: dict[str, Any]) -> None:
-        """Write a checkpoint, with where it comes from: configuration, data, versions."""
+        """Write a checkpoint, with where it comes from: configuration, data, versions. All processes take part."""
         average = None if self.average is None else self.average.state_dict()
-        save_state(
-            path,
-            {
-                "origin": origin,
-                "stage": self.stage,
-                "step": self.step,
-                "seconds": self.seconds,
-                "best": self.best,
-                "rows": self.rows,
-                "totals": self.totals,
-                "generator": self.generator.get_state(),
-                "chains": self.chains,
-                "model": self.model.state_dict(),
-                "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
-                "average": average,
-            },
-        )
+        state = {
+            "origin": origin,
+            "stage": self.stage,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "rows": self.rows,
+            "totals": self.mean_totals(),
+            "generators": distributed.gather(self.generator.get_state()[None]),
+            "chains": None if self.chains is None else distributed.gather(self.chains),
+            "model": self.model.state_dict(),
+            "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
+            "average": average,
+        }
+        if distributed.world().is_first:
+            save_state(path, state)
 
     def restore(self, path: Path) -> None:
         """Read a checkpoint; optimizers and average wait for :meth:`begin`, which makes them."""
@@ -98,10 +100,24 @@ class State:
         self.origin = saved["origin"]
         for name in ("stage", "step", "seconds", "best", "rows", "totals"):
             setattr(self, name, saved[name])
-        self.chains = None if saved["chains"] is None else saved["chains"].to(self.generator.device)
-        self.generator.set_state(saved["generator"])
+        if saved["chains"] is not None:
+            self.chains = distributed.share(saved["chains"]).to(self.generator.device)
+        rank, processes = distributed.world()
+        if len(saved["generators"]) == processes:
+            self.generator.set_state(saved["generators"][rank].clone())  # a view would be read from its storage's start
+        else:  # of another number of processes: new streams, that depend on where the run stands
+            self.generator.set_state(saved["generators"][0].clone())
+            key = draw_key(self.generator)
+            self.generator = fork(key, rank, self.generator.device)
         self.model.load_state_dict(saved["model"])
         self.restored = {"optimizers": saved["optimizers"], "average": saved["average"]}
+
+    def mean_totals(self) -> dict[str, float]:
+        """The epoch's totals so far, as means over processes."""
+        names = sorted(self.totals)
+        values = torch.tensor([self.totals[name] for name in names], dtype=torch.float64)
+        mean = distributed.total(values) / distributed.world().size
+        return dict(zip(names, mean.tolist(), strict=True))
 
     def begin(self, stage: str, optimizers: dict[str, Optimizer], average: float = 0.0) -> None:
         """Enter a stage, at its start or where the checkpoint left it."""
@@ -129,7 +145,8 @@ def origin(config: Config, splits: data.Splits) -> dict[str, Any]:
     return {
         "config": config.model_dump_json(),
         "data": splits.checksum,
-        "rounding": f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+        "rounding": f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{distributed.world().size} processes",
     }
 
 
@@ -163,6 +180,7 @@ class Session:
         self.run, self.config, self.state, self.splits = run, config, state, splits
         self.deadline, self.display = deadline, display
         self.stop = False
+        self.is_first = distributed.world().is_first
         self.origin = origin(config, splits)
         self._last_save = self._last_tick = time.monotonic()
 
@@ -174,7 +192,10 @@ class Session:
         batch_size: int,
         at_epoch_end: Callable[[int], Mapping[str, float | None]],
     ) -> Iterator[Tensor]:
-        """Batches (B, D) from the state's step to the stage's end; does the bookkeeping between them."""
+        """Batches (B, D) from the state's step to the stage's end; does the bookkeeping between them.
+
+        Several processes get a share of each batch.
+        """
         state = self.state
         per_epoch = steps_per_epoch(len(x), batch_size)
         self.display.phase(STAGE_TITLES[stage], epochs * per_epoch, state.step)
@@ -183,7 +204,7 @@ class Session:
             epoch, i = divmod(state.step, per_epoch)
             if epoch != drawn:
                 drawn, order = epoch, epoch_order(self.config.seed, stage, epoch, len(x)).to(x.device)
-            yield x[order[i * batch_size : (i + 1) * batch_size]]
+            yield x[distributed.share(order[i * batch_size : (i + 1) * batch_size])]
             state.step += 1
             self.display.advance(state.step)
             if state.step % STEPS_BETWEEN_CHECKS == 0 or i + 1 == per_epoch:
@@ -201,12 +222,13 @@ class Session:
         state = self.state
         self._tick()
         row: dict[str, Any] = {"stage": state.stage, "epoch": epoch, "step": state.step}
-        row |= {name: total / per_epoch for name, total in state.totals.items()}
+        row |= {name: total / per_epoch for name, total in state.mean_totals().items()}
         row |= dict(at_epoch_end(epoch))
         self._tick()
         row["seconds"] = round(state.seconds, 3)
         state.totals, state.rows = {}, state.rows + 1
-        self.run.append_metrics(row)
+        if self.is_first:
+            self.run.append_metrics(row)
         self.display.epoch(row)
 
     def consider(self, nll: float) -> None:
@@ -214,7 +236,12 @@ class Session:
         if nll <= self.state.best:
             self.state.best = nll
             origin = {"stage": self.state.stage, "step": str(self.state.step), "valid_nll": f"{nll:.4f}"}
-            self.run.save_weights("model", self.state.evaluated, origin)
+            self.save_weights("model", origin)
+
+    def save_weights(self, name: str, origin: Mapping[str, str] | None = None) -> None:
+        """Write the evaluated weights as ``name.safetensors``."""
+        if self.is_first:
+            self.run.save_weights(name, self.state.evaluated, origin)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -240,11 +267,11 @@ class Session:
 
     def _checkpoint_if_due(self) -> None:
         now = time.monotonic()
-        if self.stop or now >= self.deadline:
+        if distributed.any_of(self.stop or now >= self.deadline):
             self.display.note("stopping; the checkpoint is written")
             self.checkpoint()
             raise Stopped
-        if now - self._last_save > SECONDS_BETWEEN_CHECKPOINTS:
+        if distributed.any_of(now - self._last_save > SECONDS_BETWEEN_CHECKPOINTS):
             self.checkpoint()
 
 
@@ -303,13 +330,16 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
         loss = -model.likelihood(bits).log_prob(x).mean()
         optimizer.zero_grad()
         loss.backward()
+        distributed.average_gradients(model.parameters())
         optimizer.step()
         session.record(reconstruction=loss.detach())
 
     session.checkpoint()
     scale, table = choose_scale(session, model, config)
+    scale = distributed.of_first(scale)  # on a GPU, rounding could tip the balance in one of several processes
     scale_logits(model, scale)
-    session.run.append_metrics({"stage": "conversion", "scale": scale, "nll_by_scale": table})
+    if session.is_first:
+        session.run.append_metrics({"stage": "conversion", "scale": scale, "nll_by_scale": table})
     state.rows += 1
     session.display.note(f"posterior = sigmoid({scale:g} E(x)); validation NLL by scale: {table}")
 
@@ -381,6 +411,7 @@ def contrastive_step(prior: RBM | BernoulliPrior, optimizer: Optimizer, z: Tenso
     loss = prior.free_energy(z).mean() + prior.log_partition_surrogate(z_negative)
     optimizer.zero_grad()
     loss.backward()
+    distributed.average_gradients(prior.parameters())
     optimizer.step()
     return loss.detach()
 
@@ -429,7 +460,7 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
         else:
             if state.chains is None:
                 first = torch.arange(config.chains) % len(splits.train)
-                state.chains = draw(splits.train[first])
+                state.chains = draw(splits.train[distributed.share(first)])
             state.chains = z_negative = gibbs(prior, state.chains, config.pcd_steps, state.generator)
         session.record(free_energy_gap=contrastive_step(prior, optimizer, z, z_negative))
 
@@ -459,7 +490,8 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig) -> No
     if state.step == 0:
         first = torch.arange(config.chains) % len(splits.train)
         with torch.no_grad():
-            state.chains = model.posterior(splits.train[first].float()).sample(generator=state.generator)
+            x = splits.train[distributed.share(first)].float()
+            state.chains = model.posterior(x).sample(generator=state.generator)
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
     products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
 
@@ -484,6 +516,7 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig) -> No
         with products():
             (losses.decoder + losses.encoder).backward()
         losses.prior.backward()
+        distributed.average_gradients(model.parameters())
         nets.step()
         sgd.step()
         shrink(model, config.weight_decay * factor)
@@ -539,20 +572,42 @@ def train(
             f"{folder.path}: was started with another configuration ({describe_difference(folder.config, config)}); "
             "resume it without options, or start a new run"
         )
+    check_shares(config)
     splits = data.load(config.data.name, data_dir).to(device)
+    state, is_first = new_state(config, splits), distributed.world().is_first
     if folder is None:
-        folder = Run.create(run, config)
-    state = new_state(config, splits)
-    with folder.lock(), Display(quiet) as display:
+        folder = Run.create(run, config) if is_first else Run(run)
+    with folder.lock() if is_first else contextlib.nullcontext(), Display(quiet or not is_first) as display:
         if resume and folder.checkpoint.is_file():
             state.restore(folder.checkpoint)
             check_origin(state.origin, origin(config, splits), folder.checkpoint, display)
-        folder.truncate_metrics(state.rows)
+        if is_first:
+            folder.truncate_metrics(state.rows)
         deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         session = Session(folder, config, state, splits, deadline, display)
+        distributed.wait()  # for the folder, and for all to have read the checkpoint before one replaces it
         with stop_on_interrupt(session), contextlib.suppress(Stopped):
             run_stages(session)
+        distributed.wait()
     return folder
+
+
+def check_shares(config: Config) -> None:
+    """Check that batches and chains can be shared out equally to the processes.
+
+    Raises:
+        RunError: With a line for each setting that cannot.
+    """
+    processes = distributed.world().size
+    problems = [
+        f"{section}.{name}: expected a multiple of {processes}, the number of processes, got {value}"
+        for section in ("autoencoder", "rbm", "joint")
+        if getattr(config, section).epochs
+        for name in ("batch_size", "chains")
+        if (value := getattr(getattr(config, section), name, 0)) % processes
+    ]
+    if problems:
+        raise RunError("\n".join(problems))
 
 
 def describe_difference(old: Config, new: Config) -> str:
@@ -574,7 +629,7 @@ def new_state(config: Config, splits: data.Splits) -> State:
     """The state before the first step: random weights, and the decoder's bias at the data's mean logits."""
     model = build(config.model, splits.dimensions, torch.Generator().manual_seed(config.seed))
     model = model.to(splits.train.device)
-    generator = torch.Generator(splits.train.device).manual_seed(config.seed)
+    generator = torch.Generator(splits.train.device).manual_seed(config.seed + 1_000_003 * distributed.world().rank)
     if isinstance(model, LatentModel):
         assert isinstance(model.decoder, MLP)
         with torch.no_grad():
@@ -598,7 +653,7 @@ def run_stages(session: Session) -> None:
         train_joint(session, model, config.joint)
         end_stage(session, "joint")
     if not (run.path / "model.safetensors").is_file():
-        run.save_weights("model", model, {"stage": state.stage, "step": "0"})
+        session.save_weights("model", {"stage": state.stage, "step": "0"})
     state.stage = FINISHED
     session.checkpoint()
 
@@ -608,7 +663,7 @@ def end_stage(session: Session, stage: str) -> None:
     state = session.state
     if isinstance(state.evaluated, LatentModel):
         fit_prior_base(state.evaluated, session.splits.train)
-    session.run.save_weights(stage, state.evaluated)
+    session.save_weights(stage)
     state.stage = (*STAGES, FINISHED)[STAGES.index(stage) + 1]
     state.step, state.totals = 0, {}
     state.optimizers, state.average = {}, None
@@ -617,17 +672,21 @@ def end_stage(session: Session, stage: str) -> None:
 
 @contextlib.contextmanager
 def stop_on_interrupt(session: Session) -> Iterator[None]:
-    """Let the first Ctrl-C stop the run at the next step; a second one interrupts at once."""
+    """Let the first Ctrl-C or SIGTERM stop the run at the next step; a second one interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
     def ask(number: int, frame: Any) -> None:
         session.stop = True
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before[signal.Signals(number)])
 
-    before = signal.signal(signal.SIGINT, ask)
     try:
+        for number in before:
+            signal.signal(number, ask)
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -354,7 +354,7 @@ def test_raise_tells_its_share():
     assert len(told) == 4
 
 
-class Interrupted(Exception):
+class InterruptionError(Exception):
     pass
 
 
@@ -372,10 +372,10 @@ def test_an_interrupted_estimate_goes_on_to_the_same_result(estimator, to_path, 
 
     def interrupt(share, estimate):
         if share > 0.6:
-            raise Interrupted
+            raise InterruptionError
 
     expected = run(checkpoints=None)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptionError):
         run(interrupt)
     assert [path.name[:10] for path in tmp_path.iterdir()] == ["annealing-"]
     shares = []
@@ -391,9 +391,9 @@ def test_an_estimate_does_not_go_on_from_that_of_another_model(tmp_path, monkeyp
 
     def interrupt(share, estimate):
         if share > 0.5:
-            raise Interrupted
+            raise InterruptionError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptionError):
         ais(random_rbm(4, 3), 100, 900, seeded(61), progress=interrupt, checkpoints=tmp_path)
     other, shares = random_rbm(4, 3, seed=1), []
     ais(other, 100, 900, seeded(61), progress=lambda share, _: shares.append(share), checkpoints=tmp_path)

@@ -1,0 +1,83 @@
+"""What two processes compute, for test_distributed.py to hold against one; run by torchrun with an output folder."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from latentbits import RBM, LatentModel, distributed
+from latentbits.anneal import adaptive_schedule, ais, raise_log_prob
+from latentbits.config import ModelConfig
+from latentbits.distributions import Bits
+from latentbits.evaluate import Counts, evaluate
+from latentbits.model import build
+from latentbits.objectives import losses_of_samples
+
+
+def seeded(seed):
+    """A CPU generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def small_model():
+    """A model over 12 pixels with 6 bits, and 40 data of it."""
+    model = build(ModelConfig(layers=(8,), latent=6, hidden=5), 12, seeded(0))
+    assert isinstance(model, LatentModel)
+    return model, torch.bernoulli(torch.full((40, 12), 0.4), generator=seeded(1))
+
+
+def annealed():
+    """AIS, its schedule and RAISE for an RBM of some size."""
+    rbm = RBM(20, 30, scale=0.5, generator=seeded(2))
+    schedule = adaptive_schedule(rbm, 50, seeded(3), pilot_temperatures=60)
+    z = torch.bernoulli(torch.full((150, 20), 0.5), generator=seeded(4))
+    return {
+        "schedule": schedule,
+        "ais": ais(rbm, 1700, 50, seeded(5), schedule=schedule).log_weights,
+        "raise": raise_log_prob(rbm, z, 30, 3, seeded(6)),
+    }
+
+
+def evaluated(images=40):
+    """Bound and RAISE of the small model, as one row of figures."""
+    model, x = small_model()
+    counts = Counts(60, 100, 20, images, 2, 20)
+    result = evaluate(model, x.repeat(30, 1)[: 30 * images], "", counts, "linear", seeded(7))
+    assert result.likelihood_raise is not None
+    figures = [result.likelihood.nll, result.likelihood.effective_sample_size, result.likelihood_raise.nll]
+    return {"evaluation": torch.tensor(figures, dtype=torch.float64)}
+
+
+def gradients(objective):
+    """Gradients of one step of joint training, averaged over processes that share data, samples and chains."""
+    model, x = small_model()
+    z = Bits(model.encoder(x).detach()).sample((7,), seeded(8))
+    negatives = torch.bernoulli(torch.full((16, 6), 0.5), generator=seeded(9))
+    x, z_share = distributed.share(x), distributed.share(z.transpose(0, 1)).transpose(0, 1)
+    losses = losses_of_samples(
+        model, x, model.encoder(x), z_share.contiguous(), distributed.share(negatives), objective
+    )  # fmt: skip
+    (losses.decoder + losses.encoder + losses.prior).backward()
+    distributed.average_gradients(model.parameters())
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def everything():
+    """All of the above, by name."""
+    return {**annealed(), **evaluated(), "gradient": gradients("vimco")}
+
+
+def main(folder):
+    """Compute in each process, and write what each has."""
+    with distributed.processes():
+        rank, size = distributed.world()
+        result = everything() | {"world": torch.tensor([rank, size])}
+        result["gathered"] = distributed.gather(torch.tensor([[rank, rank + 10]]))
+        result["any"] = torch.tensor([distributed.any_of(rank == 1), distributed.any_of(False)])
+        result["of_first"] = torch.tensor(distributed.of_first(5.0 + rank))
+        save_file(result, folder / f"{rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
