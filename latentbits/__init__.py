@@ -21,6 +21,7 @@ from .model import LatentModel
 from .objectives import Signal, resample, vimco, wake
 from .rbm import RBM, BernoulliPrior
 from .runs import Run, RunError, load
+from .tempering import parallel_tempering, sample_prior, tempering_schedule
 from .train import TrainingError, train
 
 __version__ = "0.1.0"
@@ -47,10 +48,13 @@ __all__ = [
     "linear_schedule",
     "load",
     "load_data",
+    "parallel_tempering",
     "raise_log_prob",
     "random_bits",
     "recipes",
     "resample",
+    "sample_prior",
+    "tempering_schedule",
     "train",
     "vimco",
     "wake",

@@ -78,14 +78,9 @@ def log_base_partition(rbm: RBM, base_bias: Tensor) -> float:
 
 
 def _base(rbm: RBM, base_bias: Tensor | None) -> Tensor:
-    """The base's biases (M,): as given, else the RBM's fitted base, else its visible bias."""
     if not isinstance(rbm, RBM):
         raise TypeError(f"annealing is for an RBM, got {type(rbm).__name__}; a Bernoulli prior's log Z is exact")
-    if base_bias is None:
-        base_bias = rbm.visible_bias if rbm.base_bias is None else rbm.base_bias
-    if base_bias.shape != (rbm.visible,):
-        raise ValueError(f"base_bias: expected shape ({rbm.visible},), got {tuple(base_bias.shape)}")
-    return base_bias.detach().to(rbm.visible_bias)
+    return rbm.annealing_base(base_bias)
 
 
 def _betas(temperatures: int, schedule: Tensor | None) -> list[float]:

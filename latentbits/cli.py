@@ -298,6 +298,7 @@ def sample_run(
     run: tyro.conf.Positional[Path],
     count: int = 100,
     gibbs_steps: int = 1000,
+    temperatures: int = 1,
     seed: int = 0,
     weights: Weights = "model",
     out: Path | None = None,
@@ -309,6 +310,7 @@ def sample_run(
         run: The run folder.
         count: Number of images.
         gibbs_steps: Length of the chains.
+        temperatures: Above 1 the chains are run by parallel tempering at so many, from the base.
         seed: Seed of the chains.
         weights: model (validation's choice), or autoencoder, rbm, joint for those at a stage's end.
         out: The picture; RUN/samples.png if not given.
@@ -321,7 +323,9 @@ def sample_run(
     check_output(path, overwrite)
     if count < 1 or gibbs_steps < 0:
         raise UsageError(f"--count and --gibbs-steps: expected at least 1 and 0, got {count} and {gibbs_steps}")
-    images = draw(load(run, weights), count, gibbs_steps, torch.Generator().manual_seed(seed))
+    if temperatures < 1:
+        raise UsageError(f"--temperatures: expected at least 1, got {temperatures}")
+    images = draw(load(run, weights), count, gibbs_steps, torch.Generator().manual_seed(seed), temperatures)
     shape = data.SHAPES[folder.config.data.name]
     content = io.BytesIO()
     grid(images, shape, zoom=zoom_for(shape)).save(content, "PNG")

@@ -75,6 +75,9 @@ class RBMConfig(Section):
     pcd_epochs: int = Field(10, ge=0, description="epochs of persistent contrastive divergence after that")
     pcd_steps: int = Field(25, ge=1, description="Gibbs steps between updates")
     chains: int = Field(500, ge=1, description="persistent chains")
+    temperatures: int = Field(
+        1, ge=1, description="of each persistent chain; above 1 they are run by parallel tempering"
+    )
     batch_size: int = Field(100, ge=1)
     learning_rate: float = Field(0.05, gt=0, description="of SGD")
     momentum: float = Field(0.5, ge=0, lt=1)
@@ -107,6 +110,9 @@ class JointConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up")
     chains: int = Field(1000, ge=1, description="persistent chains for the negative phase")
     gibbs_steps: int = Field(5, ge=1, description="Gibbs steps between updates")
+    temperatures: int = Field(
+        1, ge=1, description="of each persistent chain; above 1 they are run by parallel tempering"
+    )
     average: float = Field(
         0.999,
         ge=0,

@@ -253,6 +253,7 @@ def run_blocks(
     generator: torch.Generator | None,
     advance: Callable[[Block, slice], None],
     shared: bool = False,
+    blocks: list[slice] | None = None,
 ) -> None:
     """Advance the chains z (N, M) in blocks; ``advance(block, rows)`` does the steps of one block.
 
@@ -264,9 +265,10 @@ def run_blocks(
         generator: Source of the randomness; the default generator if None.
         advance: Does the steps of one block, and writes down what the caller wants of it.
         shared: Whether processes share the blocks out, or each runs all of its own.
+        blocks: Rows of each block, where it matters to the caller which are together.
     """
     rank, processes = distributed.world() if shared else distributed.World(0, 1)
-    blocks = blocks_of_chains(weights, len(z), processes)
+    blocks = blocks or blocks_of_chains(weights, len(z), processes)
     key = draw_key(generator) if weights.fused or processes > 1 else None
     stop = threading.Event()
 

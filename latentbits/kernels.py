@@ -16,6 +16,7 @@ All arrays are C-contiguous float32 unless said otherwise; ``key`` is a pair of 
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -63,7 +64,7 @@ def _bits_to_float(typingctx, bits):
 
 
 @intrinsic
-def _wide_vectors(typingctx):
+def _wide_vectors(typingctx: Any) -> Any:
     """Let the calling function have 512-bit vectors; LLVM's 256, a choice for older processors, cost a third more."""
 
     def codegen(context, builder, signature, args):

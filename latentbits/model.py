@@ -19,9 +19,9 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .distributions import Bits
-from .gibbs import gibbs, random_bits
 from .nets import MLP
 from .rbm import RBM, BernoulliPrior, Prior
+from .tempering import sample_prior
 
 ELEMENTS_PER_CHUNK = 2**24
 """Largest (K, B, D) tensor that an evaluation makes: 64 MiB of float32."""
@@ -218,10 +218,21 @@ class LatentModel(nn.Module):
         return self.likelihood(z.to(self.prior.visible_bias)).mean
 
     @torch.no_grad()
-    def sample(self, n: int, gibbs_steps: int = 1000, generator: torch.Generator | None = None) -> Tensor:
-        """Means of p(x | z) for z from n chains of Gibbs steps that start at random bits, with shape (n, D)."""
-        z = gibbs(self.prior, random_bits(n, self.prior, generator), gibbs_steps, generator)
-        return self.decode(z)
+    def sample(
+        self, n: int, gibbs_steps: int = 1000, generator: torch.Generator | None = None, temperatures: int = 1
+    ) -> Tensor:
+        """Means of p(x | z) for z from chains of the prior.
+
+        Arguments:
+            n: Number of chains, each of which gives one sample.
+            gibbs_steps: Length of the chains.
+            generator: Source of the randomness; the default generator if None.
+            temperatures: 1 for chains that start at random bits; above that, parallel tempering at so many.
+
+        Returns:
+            Means, with shape (n, D).
+        """
+        return self.decode(sample_prior(self.prior, n, gibbs_steps, generator, temperatures))
 
 
 def build(config: ModelConfig, dimensions: int, generator: torch.Generator | None = None) -> LatentModel | RBM:

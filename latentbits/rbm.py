@@ -159,6 +159,18 @@ class RBM(nn.Module):
         """Start annealing from the factorized distribution with the bit means (M,) of ``count`` data."""
         self.base_bias = torch.logit(clamp_means(means.detach().double(), count)).to(self.weight.detach())
 
+    def annealing_base(self, base_bias: Tensor | None = None) -> Tensor:
+        """Biases b_A (M,) at which annealing and tempering start: as given, else as fitted, else the visible bias.
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        if base_bias is None:
+            base_bias = self.visible_bias if self.base_bias is None else self.base_bias
+        if base_bias.shape != (self.visible,):
+            raise ValueError(f"base_bias: expected shape ({self.visible},), got {tuple(base_bias.shape)}")
+        return base_bias.detach().to(self.visible_bias)
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # A buffer that is None takes no value by itself, and one that is not wants one.
         fitted = prefix + "base_bias" in state_dict

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from . import data
 from .evaluate import Evaluation, Likelihood
-from .gibbs import gibbs, random_bits
 from .model import LatentModel
 from .progress import STAGE_TITLES
 from .rbm import RBM
 from .runs import Run, load
+from .tempering import sample_prior
 
 matplotlib.use("Agg")
 
@@ -165,11 +165,13 @@ def reconstructions(model: LatentModel, x: Tensor) -> Tensor:
     return pairs.reshape(-1, x.shape[1])
 
 
-def draw(model: LatentModel | RBM, count: int, gibbs_steps: int, generator: torch.Generator) -> Tensor:
-    """Means of the pixels (count, D) given bits from chains of Gibbs steps that start at random bits."""
+def draw(
+    model: LatentModel | RBM, count: int, gibbs_steps: int, generator: torch.Generator, temperatures: int = 1
+) -> Tensor:
+    """Means of the pixels (count, D) given bits from chains of the prior; see :meth:`LatentModel.sample`."""
     if isinstance(model, LatentModel):
-        return model.sample(count, gibbs_steps, generator)
-    z = gibbs(model, random_bits(count, model, generator), gibbs_steps, generator)
+        return model.sample(count, gibbs_steps, generator, temperatures)
+    z = sample_prior(model, count, gibbs_steps, generator, temperatures)
     with torch.no_grad():
         return torch.sigmoid(model.visible_logits(torch.sigmoid(model.hidden_logits(z))))
 

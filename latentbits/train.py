@@ -41,6 +41,7 @@ from .objectives import joint_losses
 from .progress import STAGE_TITLES, Display
 from .rbm import RBM, BernoulliPrior
 from .runs import FINISHED, STAGES, Run, RunError
+from .tempering import Chains
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_BETWEEN_CHECKS = 50
@@ -68,7 +69,7 @@ class State:
     best: float = math.inf
     rows: int = 0
     totals: dict[str, float] = field(default_factory=dict)
-    chains: Tensor | None = None
+    chains: Chains | None = None
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     average: AveragedModel | None = None
     restored: dict[str, Any] = field(default_factory=dict)
@@ -86,7 +87,7 @@ class State:
             "rows": self.rows,
             "totals": self.mean_totals(),
             "generators": distributed.gather(self.generator.get_state()[None]),
-            "chains": None if self.chains is None else distributed.gather(self.chains),
+            "chains": None if self.chains is None else self.chains.state(),
             "model": self.model.state_dict(),
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
             "average": average,
@@ -101,7 +102,7 @@ class State:
         for name in ("stage", "step", "seconds", "best", "rows", "totals"):
             setattr(self, name, saved[name])
         if saved["chains"] is not None:
-            self.chains = distributed.share(saved["chains"]).to(self.generator.device)
+            self.chains = Chains.restore(saved["chains"], self.generator.device)
         rank, processes = distributed.world()
         if len(saved["generators"]) == processes:
             self.generator.set_state(saved["generators"][rank].clone())  # a view would be read from its storage's start
@@ -227,6 +228,8 @@ class Session:
         self._tick()
         row["seconds"] = round(state.seconds, 3)
         state.totals, state.rows = {}, state.rows + 1
+        if state.chains is not None:
+            state.chains.respace()
         if self.is_first:
             self.run.append_metrics(row)
         self.display.epoch(row)
@@ -460,8 +463,9 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
         else:
             if state.chains is None:
                 first = torch.arange(config.chains) % len(splits.train)
-                state.chains = draw(splits.train[distributed.share(first)])
-            state.chains = z_negative = gibbs(prior, state.chains, config.pcd_steps, state.generator)
+                z_first = draw(splits.train[distributed.share(first)])
+                state.chains = Chains.begin(prior, z_first, config.temperatures, state.generator)
+            z_negative = state.chains.advance(prior, config.pcd_steps, state.generator)
         session.record(free_energy_gap=contrastive_step(prior, optimizer, z, z_negative))
 
 
@@ -491,7 +495,8 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig) -> No
         first = torch.arange(config.chains) % len(splits.train)
         with torch.no_grad():
             x = splits.train[distributed.share(first)].float()
-            state.chains = model.posterior(x).sample(generator=state.generator)
+            z = model.posterior(x).sample(generator=state.generator)
+        state.chains = Chains.begin(prior, z, config.temperatures, state.generator)
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
     products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
 
@@ -506,9 +511,9 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig) -> No
         set_rates(nets, factor)
         set_rates(sgd, factor)
         assert state.chains is not None
-        state.chains = gibbs(prior, state.chains, config.gibbs_steps, state.generator)
+        z_negative = state.chains.advance(prior, config.gibbs_steps, state.generator)
         losses = joint_losses(
-            model, batch.float(), state.chains, config.objective, config.samples, config.backward_samples,
+            model, batch.float(), z_negative, config.objective, config.samples, config.backward_samples,
             config.dropout, state.generator, products,
         )  # fmt: skip
         nets.zero_grad()

@@ -1,0 +1,236 @@
+r"""Parallel tempering: replicas of an RBM at several temperatures that swap places.
+
+Replica r follows :math:`f_{\beta_r}` of :mod:`latentbits.anneal`, from the factorized base at
+:math:`\beta_1 = 0`, which a Gibbs step samples exactly, to the RBM at :math:`\beta_R = 1`. In a round
+each replica makes one Gibbs step, and then neighbours swap with probability
+
+.. math:: \min\Big(1, \frac{f_r(z_{r+1}) \, f_{r+1}(z_r)}{f_r(z_r) \, f_{r+1}(z_{r+1})}\Big)
+
+for even and odd pairs in turn, which carries states from base to model faster than random pairs would.
+Chains at :math:`\beta_R` then cross between modes that plain Gibbs steps do not leave.
+
+References:
+    | Parallel tempering for training of restricted Boltzmann machines (Desjardins et al. 2010)
+    | Non-reversible parallel tempering: a scalable highly parallel MCMC scheme (Syed et al. 2022)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import distributed
+from .fused import bernoulli
+from .gibbs import Block, Weights, gibbs, random_bits, run_blocks
+from .rbm import RBM, Prior
+
+PILOT_CHAINS = 100
+PILOT_ROUNDS = (20, 40, 80, 160)
+
+
+class Swaps(NamedTuple):
+    """Swaps between neighbours, counted.
+
+    Attributes:
+        tried: With shape (R - 1,).
+        refused: With shape (R - 1,).
+    """
+
+    tried: Tensor
+    refused: Tensor
+
+    @property
+    def rejection(self) -> Tensor:
+        """Share of refused swaps, with shape (R - 1,); NaN where none was tried."""
+        return self.refused / self.tried
+
+
+def _check_betas(betas: Tensor) -> None:
+    if betas.dim() != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not (betas.diff() > 0).all():
+        raise ValueError(f"betas: expected 2 or more values rising from 0 to 1, got {betas.tolist()}")
+
+
+@torch.no_grad()
+def parallel_tempering(
+    rbm: RBM,
+    z: Tensor,
+    betas: Tensor,
+    rounds: int,
+    generator: torch.Generator | None = None,
+    base_bias: Tensor | None = None,
+) -> tuple[Tensor, Swaps]:
+    """Advance replicas by rounds of a Gibbs step and a swap.
+
+    Arguments:
+        rbm: The RBM.
+        z: Bits of N chains at R temperatures, with shape (R, N, M).
+        betas: Inverse temperatures, rising from 0 to 1, with shape (R,); see :func:`tempering_schedule`.
+        rounds: Number of rounds; the pairs that swap are even or odd in the first, by a coin, and then in turn.
+        generator: Source of the randomness; the default generator if None.
+        base_bias: Biases of the base, with shape (M,); as in :func:`latentbits.ais` if None.
+
+    Returns:
+        Bits, with shape (R, N, M), of which the last are the model's; and the swaps.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    _check_betas(betas)
+    if z.dim() != 3 or (len(z), z.shape[2]) != (len(betas), rbm.visible):
+        raise ValueError(
+            f"parallel_tempering: expected z of shape ({len(betas)}, N, {rbm.visible}), got {tuple(z.shape)}"
+        )
+    R, N, _ = z.shape
+    z, weights = z.to(rbm.weight), Weights(rbm, R * N, rbm.annealing_base(base_bias))
+    swaps = Swaps(torch.zeros(R - 1, dtype=torch.float64), torch.zeros(R - 1, dtype=torch.float64))
+    first = int(torch.rand((), generator=generator, device=_device(generator)) < 0.5)
+    for number in range(first, first + rounds):
+        lower = torch.arange(number % 2, R - 1, 2)
+        partner = torch.arange(R)
+        partner[lower], partner[lower + 1] = lower + 1, lower
+        z, gain = _move(weights, z, betas.tolist(), partner.tolist(), generator)
+        u = torch.rand(len(lower), N, dtype=torch.float64, generator=generator, device=_device(generator))
+        accept = u.to(gain.device).log() < gain[lower] + gain[lower + 1]
+        swaps.tried[lower] += N
+        swaps.refused[lower] += N - accept.sum(1).cpu()
+        z = _swap(z, lower, accept)
+    return z, swaps
+
+
+def _device(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def _move(
+    weights: Weights, z: Tensor, betas: list[float], partner: list[int], generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """A Gibbs step of each replica z (R, N, M), and what its log f would gain at its partner's temperature (R, N)."""
+    R, N, M = z.shape
+    moved, gain = torch.empty_like(z), torch.zeros(R, N, dtype=torch.float64, device=z.device)
+
+    def advance(block: Block, rows: slice) -> None:
+        r = rows.start // N
+        block.project()
+        block.draw_hidden(betas[r])
+        block.draw_visible(betas[r])
+        if partner[r] != r:
+            block.project()
+            block.anneal_hidden(betas[partner[r]], betas[r], gain[r])
+        moved[r] = block.z
+
+    blocks = [slice(r * N, (r + 1) * N) for r in range(R)]
+    run_blocks(weights, z.reshape(R * N, M), generator, advance, blocks=blocks)
+    return moved, gain
+
+
+def _swap(z: Tensor, lower: Tensor, accept: Tensor) -> Tensor:
+    """Replicas z (R, N, M) with those of the pairs (lower, lower + 1) exchanged where accepted (P, N)."""
+    swapped, below, above = z.clone(), z[lower], z[lower + 1]
+    swapped[lower] = torch.where(accept[:, :, None], above, below)
+    swapped[lower + 1] = torch.where(accept[:, :, None], below, above)
+    return swapped
+
+
+def start(rbm: RBM, n: int, temperatures: int, generator: torch.Generator | None = None) -> Tensor:
+    """Replicas that start from the base, with shape (R, n, M)."""
+    return bernoulli(rbm.annealing_base().expand(temperatures, n, -1), generator)
+
+
+def respace(betas: Tensor, swaps: Swaps) -> Tensor:
+    """Inverse temperatures (R,) between which swaps would be refused equally often, by what was seen at betas (R,)."""
+    rejection = torch.nan_to_num(swaps.rejection, nan=0.5)
+    rejection = rejection + 0.01 * rejection.mean() + 1e-6  # no two temperatures fall together
+    barrier = np.concatenate([[0.0], rejection.cumsum(0).numpy()])
+    return torch.from_numpy(np.interp(np.linspace(0, barrier[-1], len(betas)), barrier, betas.cpu().double().numpy()))
+
+
+def tempering_schedule(rbm: RBM, temperatures: int, generator: torch.Generator | None = None) -> Tensor:
+    """Place temperatures so that swaps between neighbours are refused equally often, by pilot runs.
+
+    Returns:
+        Inverse temperatures rising from 0 to 1, float64, with shape (temperatures,).
+
+    Raises:
+        ValueError: If there are fewer than two.
+    """
+    if temperatures < 2:
+        raise ValueError(f"tempering_schedule: temperatures must be at least 2, got {temperatures}")
+    betas = torch.linspace(0, 1, temperatures, dtype=torch.float64)
+    z = start(rbm, PILOT_CHAINS, temperatures, generator)
+    for rounds in PILOT_ROUNDS:
+        z, swaps = parallel_tempering(rbm, z, betas, rounds, generator)
+        betas = respace(betas, swaps)
+    return betas
+
+
+@torch.no_grad()
+def sample_prior(
+    prior: Prior, n: int, gibbs_steps: int, generator: torch.Generator | None = None, temperatures: int = 1
+) -> Tensor:
+    """Bits of n chains, with shape (n, M).
+
+    Arguments:
+        prior: An RBM; a Bernoulli prior is sampled exactly.
+        n: Number of chains.
+        gibbs_steps: Length of the chains.
+        generator: Source of the randomness; the default generator if None.
+        temperatures: 1 for chains that start at random bits; above that, parallel tempering from the base.
+    """
+    if temperatures == 1 or not isinstance(prior, RBM):
+        return gibbs(prior, random_bits(n, prior, generator), gibbs_steps, generator)
+    betas = tempering_schedule(prior, temperatures, generator)
+    z, _ = parallel_tempering(prior, start(prior, n, temperatures, generator), betas, gibbs_steps, generator)
+    return z[-1]
+
+
+class Chains:
+    """Persistent chains of a prior: plain, or tempered where there are several temperatures.
+
+    Attributes:
+        z: Bits, with shape (N, M); or (N, R, M) if tempered, of which the last of the R are the model's.
+        betas: Inverse temperatures, with shape (R,), or None.
+        swaps: Counts since the temperatures were placed, with shape (2, R - 1), or None.
+    """
+
+    def __init__(self, z: Tensor, betas: Tensor | None = None, swaps: Tensor | None = None) -> None:
+        self.z, self.betas, self.swaps = z, betas, swaps
+        if betas is not None and swaps is None:
+            self.swaps = torch.zeros(2, len(betas) - 1, dtype=torch.float64)
+
+    @classmethod
+    def begin(cls, prior: Prior, z: Tensor, temperatures: int, generator: torch.Generator | None) -> "Chains":
+        """Chains at bits z (N, M), at every temperature if there are several."""
+        if temperatures == 1 or not isinstance(prior, RBM):
+            return cls(z)
+        return cls(z[:, None].repeat(1, temperatures, 1), tempering_schedule(prior, temperatures, generator))
+
+    def advance(self, prior: Prior, steps: int, generator: torch.Generator | None) -> Tensor:
+        """The model's bits (N, M) after some Gibbs steps, or rounds."""
+        if self.betas is None or self.swaps is None:
+            self.z = gibbs(prior, self.z, steps, generator)
+            return self.z
+        assert isinstance(prior, RBM)
+        z, swaps = parallel_tempering(prior, self.z.transpose(0, 1), self.betas, steps, generator)
+        self.z, self.swaps = z.transpose(0, 1), self.swaps + torch.stack(swaps)
+        return z[-1]
+
+    def respace(self) -> None:
+        """Place the temperatures anew, by the swaps since the last time in all processes."""
+        if self.betas is not None and self.swaps is not None:
+            self.betas = respace(self.betas, Swaps(*distributed.total(self.swaps)))
+            self.swaps = torch.zeros_like(self.swaps)
+
+    def state(self) -> dict[str, Tensor | None]:
+        """What a checkpoint holds: the chains and swaps of all processes."""
+        swaps = None if self.swaps is None else distributed.total(self.swaps)
+        return {"z": distributed.gather(self.z), "betas": self.betas, "swaps": swaps}
+
+    @classmethod
+    def restore(cls, state: dict[str, Tensor | None], device: torch.device) -> "Chains":
+        """This process's share of the chains in a checkpoint."""
+        z, swaps = state["z"], state["swaps"]
+        assert z is not None
+        if swaps is not None and not distributed.world().is_first:
+            swaps = torch.zeros_like(swaps)  # the first counts for all
+        return cls(distributed.share(z).to(device), state["betas"], swaps)
