@@ -1,155 +1,103 @@
-"""Contenders side by side in one process, alternating: ratios, not seconds, are what carries over.
+"""Everything that is measured about speed: tables, one JSON, one plot.
 
-``make bench`` runs this and writes ``results/benchmarks.json``. Each contender of a group does the same work; a
-round times each of them once, in turn, so that a slow minute of the machine slows them all. What is reported is
-the median over rounds of the ratio to the group's reference, with its quartiles.
+``make bench`` runs this and writes ``results/benchmarks.json`` and ``docs/images/scaling.png``. Contenders of a group
+do the same work side by side in one process, in turn; the ratio to the group's reference is what carries over to
+another machine, with its quartiles over rounds. The time of an epoch, the cost against sizes, and two processes
+against one are seconds of this machine.
 """
 
 import argparse
 import json
+import os
 import platform
-import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
-from plain import PlainVimco, plain_ais, plain_gibbs
+from epoch import parts_of_an_epoch
 from rich.console import Console
 from rich.table import Table
+from scaling import draw, scaling
+from side_by_side import ais_agreement, ais_group, alternate, gibbs_group, summarize, vimco_group
 
-from latentbits import RBM, LatentModel, ais, gibbs, random_bits
 from latentbits.cli import provenance
-from latentbits.gibbs import bfloat16_products
-from latentbits.model import build
-from latentbits.objectives import joint_losses
-from latentbits.recipes import mnist_mlp
+from latentbits.files import write_json
 
-Contenders = dict[str, Callable[[], object]]
+console = Console(highlight=False)
 
 
-def alternate(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; a first, untimed round compiles and warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        for name, work in contenders.items():
-            started = time.perf_counter()
-            work()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def summarize(seconds: dict[str, list[float]], reference: str, units: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds for each unit of work, and median and quartiles of the ratio to the reference."""
-    rows = {}
-    for name, times in seconds.items():
-        ratios = [t / r for t, r in zip(times, seconds[reference], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        rows[name] = {
-            "milliseconds": 1e3 * statistics.median(times) / units,
-            "ratio": statistics.median(ratios),
-            "ratio_low": low,
-            "ratio_high": high,
-        }
-    return rows
-
-
-def random_rbm(visible: int, hidden: int) -> RBM:
-    """An RBM with weights as large as trained ones (standard deviation 0.1)."""
-    return RBM(visible, hidden, scale=0.1, generator=torch.Generator().manual_seed(0))
-
-
-def two_products(rbm: RBM, chains: int, steps: int) -> Callable[[], None]:
-    """The two float32 matrix products of a Gibbs step, and nothing else."""
-    W, WT = rbm.weight.detach(), rbm.weight.detach().T.contiguous()
-    z = torch.bernoulli(torch.full((chains, rbm.visible), 0.5))
-    h, out = torch.empty(chains, rbm.hidden), torch.empty(chains, rbm.visible)
-
-    def work() -> None:
-        for _ in range(steps):
-            torch.mm(z, W, out=h)
-            torch.mm(h, WT, out=out)
-
-    return work
-
-
-def gibbs_group(visible: int, hidden: int, chains: int, steps: int) -> tuple[Contenders, int]:
-    """One Gibbs step of many chains."""
-    rbm, generator = random_rbm(visible, hidden), torch.Generator().manual_seed(0)
-    z = random_bits(chains, rbm, generator)
-    return {
-        "two products alone, float32": two_products(rbm, chains, steps),
-        "latentbits.gibbs": lambda: gibbs(rbm, z, steps, generator),
-        "plain PyTorch": lambda: plain_gibbs(rbm, z, steps),
-    }, steps
-
-
-def ais_group(visible: int, hidden: int, chains: int, temperatures: int) -> tuple[Contenders, int]:
-    """One temperature of annealed importance sampling."""
-    rbm, generator = random_rbm(visible, hidden), torch.Generator().manual_seed(0)
-    contenders: Contenders = {
-        "two products alone, float32": two_products(rbm, chains, temperatures),
-        "latentbits.ais": lambda: ais(rbm, chains, temperatures, generator),
-        "plain PyTorch": lambda: plain_ais(rbm, chains, temperatures),
-    }
-    return contenders, temperatures
-
-
-def vimco_group(samples: int, batch: int) -> tuple[Contenders, int]:
-    """One step of stage 3 but for chains and optimizers: scoring and gradients."""
-    generator = torch.Generator().manual_seed(0)
-    model = build(mnist_mlp().model, 784, generator)
-    assert isinstance(model, LatentModel)
-    x = torch.bernoulli(torch.full((batch, 784), 0.13), generator=generator)
-    z_negative = random_bits(1000, model.prior, generator)
-    plain = PlainVimco(model)
-
-    def step(backward_samples: int, products: Callable[[], object]) -> None:
-        losses = joint_losses(
-            model, x, z_negative, "vimco", samples, backward_samples, 0.0, generator, products
-        )  # fmt: skip
-        model.zero_grad()
-        with products():
-            (losses.decoder + losses.encoder).backward()
-        losses.prior.backward()
-
-    from contextlib import nullcontext
-
-    return {
-        "autograd over all K, plainly": lambda: plain.step(x, z_negative, samples),
-        "latentbits, S = 4, bfloat16": lambda: step(4, bfloat16_products),
-        "latentbits, S = 4": lambda: step(4, nullcontext),
-        "latentbits, all K": lambda: step(0, nullcontext),
-    }, 1
-
-
-def main() -> None:
-    """Run every group and write the table and the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks.json"))
-    options = parser.parse_args()
+def side_by_side(rounds: int) -> dict[str, Any]:
+    """Every group's rows, printed as they come."""
     groups = {
         "Gibbs step, 5,000 chains, 200x400": gibbs_group(200, 400, 5000, 20),
         "Gibbs step, 1,000 chains, 1024x2048": gibbs_group(1024, 2048, 1000, 5),
-        "AIS temperature, 5,000 chains, 200x400": ais_group(200, 400, 5000, 20),
+        "AIS temperature, 5,000 chains, 200x400": ais_group(200, 400, 5000, 100),
         "VIMCO step, MLP, K = 50, batch 100": vimco_group(50, 100),
     }
-    results, console = {}, Console()
+    results = {}
     for title, (contenders, units) in groups.items():
-        rows = summarize(alternate(contenders, options.rounds), next(iter(contenders)), units)
-        results[title] = rows
+        results[title] = rows = summarize(alternate(contenders, rounds), next(iter(contenders)), units)
         table = Table("", "ms", "ratio", "quartiles", title=title, title_justify="left")
         for name, row in rows.items():
             quartiles = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
             table.add_row(name, f"{row['milliseconds']:.2f}", f"{row['ratio']:.2f}", quartiles)
         console.print(table)
-    versions = {name: metadata.version(name) for name in ("torch", "numba", "numpy")}
+    return results
+
+
+def processes() -> dict[str, dict[str, float]]:
+    """Seconds of the same training and annealing by one and by two processes of one thread each."""
+    seconds = {}
+    for count in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "--"]
+        done = subprocess.run(
+            [sys.executable, *launcher, str(Path(__file__).parent / "processes.py")],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        seconds[f"{count}"] = json.loads(done.stdout.strip().splitlines()[-1])
+    table = Table("", "one, s", "two, s", "ratio", title="Processes of one thread each", title_justify="left")
+    for name in seconds["1"]:
+        one, two = seconds["1"][name], seconds["2"][name]
+        table.add_row(name, f"{one:.2f}", f"{two:.2f}", f"{two / one:.2f}")
+    console.print(table)
+    return seconds
+
+
+def print_parts(parts: dict[str, float]) -> None:
+    """Print the parts of an epoch in seconds."""
+    table = Table("part", "s", "share", title="An epoch of mnist-mlp, stage 3", title_justify="left")
+    for name, value in parts.items():
+        table.add_row(name, f"{value:.1f}", f"{value / parts['epoch']:.0%}")
+    console.print(table)
+
+
+def main() -> None:
+    """Measure everything, and write the JSON and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--data-dir", type=Path, help="folder with binarized MNIST's files")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks.json"))
+    parser.add_argument("--plot", type=Path, default=Path("docs/images/scaling.png"))
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    groups = side_by_side(options.rounds)
+    agreement = ais_agreement()
+    console.print(f"log Z: {agreement}")
+    parts = parts_of_an_epoch(options.data_dir)
+    print_parts(parts)
+    costs = scaling()
+    draw(costs, options.plot)
+    versions = {name: metadata.version(name) for name in ("torch", "numba", "numpy", "rbms")}
     record = {
-        "groups": results,
+        "groups": groups,
         "rounds": options.rounds,
+        "log_z_agreement": agreement,
+        "epoch_seconds": parts,
+        "scaling_seconds": costs,
+        "processes_seconds": processes(),
         "versions": versions,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "amx_bf16": bool(torch.cpu.get_capabilities().get("amx_bf16", False)),
@@ -157,7 +105,8 @@ def main() -> None:
         **{key: value for key, value in provenance().items() if key in ("commit", "machine", "finished")},
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(options.out, record)
+    console.print(f"written: {options.out}, {options.plot}")
 
 
 if __name__ == "__main__":

@@ -70,11 +70,18 @@ def assert_same_run(one, other):
     assert without_seconds(one.metrics()) == without_seconds(other.metrics())
 
 
-@pytest.mark.parametrize("objective", ["vimco", "crws"])
-def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objective):
+@pytest.mark.parametrize(("objective", "temperatures"), [("vimco", 1), ("crws", 3)])
+def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objective, temperatures):
     config = tiny(
         autoencoder={"scales": (1.0, 2.0)},
-        joint={"objective": objective, "dropout": 0.1, "epochs": 2, "optimizer": "adamax"},
+        rbm={"temperatures": temperatures},
+        joint={
+            "objective": objective,
+            "temperatures": temperatures,
+            "dropout": 0.1,
+            "epochs": 2,
+            "optimizer": "adamax",
+        },
         validation={"every": 2},
     )
     whole = lb.train(config, tmp_path / "whole", quiet=True)
