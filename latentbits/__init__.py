@@ -21,8 +21,9 @@ from .model import LatentModel
 from .objectives import Signal, resample, vimco, wake
 from .rbm import RBM, BernoulliPrior
 from .runs import Run, RunError, load
+from .session import TrainingError
 from .tempering import parallel_tempering, sample_prior, tempering_schedule
-from .train import TrainingError, train
+from .train import train
 
 __version__ = "0.1.0"
 

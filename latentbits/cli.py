@@ -30,7 +30,8 @@ from .progress import Display
 from .rbm import RBM
 from .recipes import RECIPES
 from .runs import Run, load
-from .train import TrainingError, train
+from .session import TrainingError
+from .train import train
 
 console = Console(highlight=False)
 
@@ -213,11 +214,11 @@ def evaluate_run(
         if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
             raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
         splits = data.load(folder.config.data.name, data_dir)
-        x = getattr(splits, split)[:images]
+        x = getattr(splits, split)
         started = time.monotonic()
         with Display(quiet=not is_first) as display:
             generator = torch.Generator(device).manual_seed(seed)
-            evaluation = evaluate(model, x, split, counts, schedule, generator, display.share, folder.path)
+            evaluation = evaluate(model, x[:images], split, counts, schedule, generator, display.share, folder.path)
         origin = provenance()
     if not is_first:
         return
@@ -226,21 +227,26 @@ def evaluate_run(
         "recipe": folder.config.recipe,
         "config": folder.config.model_dump(),
         "weights": {"file": weights, **folder.weights_origin(weights)},
-        "images": f"first {len(x):,} of {len(getattr(splits, split)):,}" if images else f"all {len(x):,}",
+        "images": f"first {len(x[:images]):,} of {len(x):,}" if images else f"all {len(x):,}",
         "training_seconds": (folder.metrics() or [{}])[-1].get("seconds"),
         "wall_seconds": round(time.monotonic() - started, 1),
         "seed": seed,
         "data_checksum": splits.checksum,
         **origin,
     }
+    keep_evaluation(folder, record, out)
+    console.print(evaluation_table(evaluation))
+    say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
+
+
+def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> None:
+    """Write an evaluation's record: as the run's last, at the end of its list, and where it is wanted besides."""
     write_json(folder.path / "evaluation.json", record)
     with open(folder.path / "evaluations.jsonl", "a") as stream:
         stream.write(json.dumps(record) + "\n")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, record)
-    console.print(evaluation_table(evaluation))
-    say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
 
 
 def check_device(device: str) -> None:

@@ -23,11 +23,9 @@ from latentbits.config import (
     ValidationConfig,
 )
 from latentbits.files import load_state
+from latentbits.session import State, TrainingError, epoch_order
 from latentbits.train import (
-    State,
-    TrainingError,
     cd_steps,
-    epoch_order,
     new_state,
     rate_factor,
     scale_logits,
@@ -268,7 +266,8 @@ def test_stage_2_uses_the_steps_and_chains_that_it_says(tmp_path, monkeypatch):
         module_stage[0] = "joint"
         joint(*arguments)
 
-    monkeypatch.setattr(module, "gibbs", spy)
+    for owner in (module, import_module("latentbits.tempering")):
+        monkeypatch.setattr(owner, "gibbs", spy)
     monkeypatch.setattr(module, "train_joint", joint_begins)
     config = tiny(
         rbm={"cd_epochs": 3, "cd_steps": 5, "pcd_epochs": 2, "pcd_steps": 4}, joint={"epochs": 2, "gibbs_steps": 3}

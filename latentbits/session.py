@@ -1,0 +1,286 @@
+"""What a training loop stands on: the state that checkpoints hold, batches, metrics, the clock, the wish to stop."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from . import data, distributed
+from .config import Config
+from .files import load_state, save_state
+from .fused import draw_key, fork
+from .model import LatentModel
+from .progress import STAGE_TITLES, Display
+from .rbm import RBM
+from .runs import STAGES, Run, RunError
+from .tempering import Chains
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+STEPS_BETWEEN_CHECKS = 50
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message names the last good state."""
+
+
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """The run was asked to stop, and its checkpoint is written."""
+
+
+@dataclass
+class State:
+    """Everything that a checkpoint holds."""
+
+    model: LatentModel | RBM
+    generator: torch.Generator
+    stage: str = STAGES[0]
+    step: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    rows: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    chains: Chains | None = None
+    optimizers: dict[str, Optimizer] = field(default_factory=dict)
+    average: AveragedModel | None = None
+    restored: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path, origin: dict[str, Any]) -> None:
+        """Write a checkpoint, with where it comes from: configuration, data, versions. All processes take part."""
+        average = None if self.average is None else self.average.state_dict()
+        state = {
+            "origin": origin,
+            "stage": self.stage,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "rows": self.rows,
+            "totals": self.mean_totals(),
+            "generators": distributed.gather(self.generator.get_state()[None]),
+            "chains": None if self.chains is None else self.chains.state(),
+            "model": self.model.state_dict(),
+            "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
+            "average": average,
+        }
+        if distributed.world().is_first:
+            save_state(path, state)
+
+    def restore(self, path: Path) -> None:
+        """Read a checkpoint; optimizers and average wait for :meth:`begin`, which makes them."""
+        saved = load_state(path)
+        self.origin = saved["origin"]
+        for name in ("stage", "step", "seconds", "best", "rows", "totals"):
+            setattr(self, name, saved[name])
+        if saved["chains"] is not None:
+            self.chains = Chains.restore(saved["chains"], self.generator.device)
+        rank, processes = distributed.world()
+        if len(saved["generators"]) == processes:
+            self.generator.set_state(saved["generators"][rank].clone())  # a view would be read from its storage's start
+        else:  # of another number of processes: new streams, that depend on where the run stands
+            self.generator.set_state(saved["generators"][0].clone())
+            key = draw_key(self.generator)
+            self.generator = fork(key, rank, self.generator.device)
+        self.model.load_state_dict(saved["model"])
+        self.restored = {"optimizers": saved["optimizers"], "average": saved["average"]}
+
+    def mean_totals(self) -> dict[str, float]:
+        """The epoch's totals so far, as means over processes."""
+        names = sorted(self.totals)
+        values = torch.tensor([self.totals[name] for name in names], dtype=torch.float64)
+        mean = distributed.total(values) / distributed.world().size
+        return dict(zip(names, mean.tolist(), strict=True))
+
+    def begin(self, stage: str, optimizers: dict[str, Optimizer], average: float = 0.0) -> None:
+        """Enter a stage, at its start or where the checkpoint left it."""
+        if self.stage != stage:
+            self.stage, self.step, self.totals = stage, 0, {}
+        self.optimizers = optimizers
+        self.average = None
+        if average:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(average))
+        if self.restored.get("optimizers"):
+            for name, optimizer in optimizers.items():
+                optimizer.load_state_dict(self.restored["optimizers"][name])
+            if self.average is not None:
+                self.average.load_state_dict(self.restored["average"])
+        self.restored = {}
+
+    @property
+    def evaluated(self) -> LatentModel | RBM:
+        """The model that validation sees: the moving average where there is one."""
+        return self.model if self.average is None else cast(LatentModel | RBM, self.average.module)
+
+
+def origin(config: Config, splits: data.Splits) -> dict[str, Any]:
+    """What a run's bits depend on: configuration and data, and as far as rounding goes versions and threads."""
+    return {
+        "config": config.model_dump_json(),
+        "data": splits.checksum,
+        "rounding": f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{distributed.world().size} processes",
+    }
+
+
+def check_origin(saved: dict[str, Any], now: dict[str, Any], path: Path, display: Display) -> None:
+    """Compare a checkpoint's origin with the present one.
+
+    Raises:
+        RunError: If configuration or data differ; another version or number of threads is only noted.
+    """
+    for name, what in (("config", "configuration: config.json was changed"), ("data", "data")):
+        if saved[name] != now[name]:
+            raise RunError(f"{path}: the checkpoint is of another {what}; start a new run")
+    if saved["rounding"] != now["rounding"]:
+        display.note(
+            f"resumed with {now['rounding']}; before: {saved['rounding']}. From here on the run is not "
+            "bit-identical to one that was never stopped"
+        )
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Whole batches in an epoch of ``count`` data; a remainder waits for another epoch's order."""
+    return max(1, count // batch_size)
+
+
+class Session:
+    """One sitting of a run: batches, checkpoints, metrics, the clock and the wish to stop."""
+
+    def __init__(
+        self, run: Run, config: Config, state: State, splits: data.Splits, deadline: float, display: Display
+    ) -> None:
+        self.run, self.config, self.state, self.splits = run, config, state, splits
+        self.deadline, self.display = deadline, display
+        self.stop = False
+        self.is_first = distributed.world().is_first
+        self.origin = origin(config, splits)
+        self._last_save = self._last_tick = time.monotonic()
+
+    def batches(
+        self,
+        stage: str,
+        x: Tensor,
+        epochs: int,
+        batch_size: int,
+        at_epoch_end: Callable[[int], Mapping[str, float | None]],
+    ) -> Iterator[Tensor]:
+        """Batches (B, D) from the state's step to the stage's end; does the bookkeeping between them.
+
+        Several processes get a share of each batch.
+        """
+        state = self.state
+        per_epoch = steps_per_epoch(len(x), batch_size)
+        self.display.phase(STAGE_TITLES[stage], epochs * per_epoch, state.step)
+        drawn = -1
+        while state.step < epochs * per_epoch:
+            epoch, i = divmod(state.step, per_epoch)
+            if epoch != drawn:
+                drawn, order = epoch, epoch_order(self.config.seed, stage, epoch, len(x)).to(x.device)
+            yield x[distributed.share(order[i * batch_size : (i + 1) * batch_size])]
+            state.step += 1
+            self.display.advance(state.step)
+            if state.step % STEPS_BETWEEN_CHECKS == 0 or i + 1 == per_epoch:
+                self._check_finite()
+            if i + 1 == per_epoch:
+                self._end_epoch(epoch + 1, per_epoch, at_epoch_end)
+            self._checkpoint_if_due()
+
+    def record(self, **values: Tensor) -> None:
+        """Add a step's values to the epoch's totals."""
+        for name, value in values.items():
+            self.state.totals[name] = self.state.totals.get(name, 0.0) + float(value)
+
+    def _end_epoch(self, epoch: int, per_epoch: int, at_epoch_end: Callable[[int], Mapping[str, float | None]]) -> None:
+        state = self.state
+        self._tick()
+        row: dict[str, Any] = {"stage": state.stage, "epoch": epoch, "step": state.step}
+        row |= {name: total / per_epoch for name, total in state.mean_totals().items()}
+        row |= dict(at_epoch_end(epoch))
+        self._tick()
+        row["seconds"] = round(state.seconds, 3)
+        state.totals, state.rows = {}, state.rows + 1
+        if state.chains is not None:
+            state.chains.respace()
+        if self.is_first:
+            self.run.append_metrics(row)
+        self.display.epoch(row)
+
+    def consider(self, nll: float) -> None:
+        """Keep the evaluated weights as the run's model if their validation NLL is the best so far."""
+        if nll <= self.state.best:
+            self.state.best = nll
+            origin = {"stage": self.state.stage, "step": str(self.state.step), "valid_nll": f"{nll:.4f}"}
+            self.save_weights("model", origin)
+
+    def save_weights(self, name: str, origin: Mapping[str, str] | None = None) -> None:
+        """Write the evaluated weights as ``name.safetensors``."""
+        if self.is_first:
+            self.run.save_weights(name, self.state.evaluated, origin)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self._last_tick
+        self._last_tick = now
+
+    def _check_finite(self) -> None:
+        bad = [name for name, total in self.state.totals.items() if not math.isfinite(total)]
+        bad += [name for name, p in self.state.model.named_parameters() if not p.isfinite().all()]
+        if bad:
+            kept = "the last good checkpoint is kept" if self.run.checkpoint.is_file() else "no checkpoint was made yet"
+            raise TrainingError(
+                f"{self.run.path}: {', '.join(bad[:3])} not finite in stage {self.state.stage}, step "
+                f"{self.state.step}; {kept}. Lower the learning rates, of the RBM first, in a new run"
+            )
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint now."""
+        self._check_finite()
+        self._tick()
+        self.state.save(self.run.checkpoint, self.origin)
+        self._last_save = time.monotonic()
+
+    def _checkpoint_if_due(self) -> None:
+        now = time.monotonic()
+        if distributed.any_of(self.stop or now >= self.deadline):
+            self.display.note("stopping; the checkpoint is written")
+            self.checkpoint()
+            raise Stopped
+        if distributed.any_of(now - self._last_save > SECONDS_BETWEEN_CHECKPOINTS):
+            self.checkpoint()
+
+
+def epoch_order(seed: int, stage: str, epoch: int, count: int) -> Tensor:
+    """The order of the data in an epoch, with shape (count,): a function of its arguments alone."""
+    generator = torch.Generator().manual_seed((seed * len(STAGES) + STAGES.index(stage)) * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)
+
+
+@contextlib.contextmanager
+def stop_on_interrupt(session: Session) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM stop the run at the next step; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        session.stop = True
+        signal.signal(number, before[signal.Signals(number)])
+
+    try:
+        for number in before:
+            signal.signal(number, ask)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
