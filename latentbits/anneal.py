@@ -14,7 +14,6 @@ References:
     | Accurate and conservative estimates of MRF log-likelihood using reverse annealing (Burda et al. 2014)
 """
 
-import hashlib
 import math
 import threading
 import time
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from . import distributed
-from .files import load_state, save_state
+from .files import fingerprint, load_state, save_state
 from .fused import bernoulli
 from .gibbs import Block, Weights, gibbs, run_blocks
 from .rbm import RBM
@@ -99,20 +98,19 @@ class _Journey:
     Arguments:
         z: Where the chains start, with shape (N, M).
         steps: Length of the path.
-        fingerprint: Of everything that the chains' way depends on.
+        name: A fingerprint of everything that the chains' way depends on.
         tell: Called with the share done and the log-weights of the chains that have arrived.
-        folder: Where to write the chains down, or None. The file is named for the fingerprint, and deleted at
-            the end.
+        folder: Where to write the chains down, or None. The file is deleted at the end.
     """
 
     def __init__(
-        self, z: Tensor, steps: int, fingerprint: str, tell: Callable[[float, Tensor], None], folder: Path | None
+        self, z: Tensor, steps: int, name: str, tell: Callable[[float, Tensor], None], folder: Path | None
     ) -> None:
         self.z, self.steps, self.tell = z.clone(), steps, tell
         self.log_w = torch.zeros(len(z), dtype=torch.float64, device=z.device)
         self.done = torch.zeros(len(z), dtype=torch.int64)
         self.positions: dict[str, Tensor] = {}
-        self.path = None if folder is None else folder / f"annealing-{fingerprint}.safetensors"
+        self.path = None if folder is None else folder / f"annealing-{name}.safetensors"
         self._lock, self._saved = threading.Lock(), time.monotonic()
         if self.path is not None and self.path.is_file():
             saved = load_state(self.path)
@@ -153,13 +151,6 @@ class _Journey:
             self.path.unlink(missing_ok=True)
 
 
-def _fingerprint(*values: Tensor) -> str:
-    digest = hashlib.sha256(repr(distributed.world()).encode())
-    for value in values:
-        digest.update(repr(value.shape).encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def anneal(
     rbm: RBM,
     z: Tensor,
@@ -188,8 +179,9 @@ def anneal(
     """
     steps = len(path) - 1
     weights = Weights(rbm, len(z), base_bias)
-    fingerprint = _fingerprint(z, weights.b, weights.c, rbm.weight, base_bias, torch.tensor(path, dtype=torch.float64))
-    journey = _Journey(z, steps, fingerprint, tell, checkpoints)
+    way = torch.tensor(path, dtype=torch.float64)
+    name = fingerprint(distributed.world(), z, rbm.weight, weights.b, weights.c, base_bias, way)
+    journey = _Journey(z, steps, name, tell, checkpoints)
 
     def advance(block: Block, rows: slice) -> None:
         log_w = journey.log_w[rows].clone()

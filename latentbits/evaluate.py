@@ -9,6 +9,7 @@ e^{F(z_j)}` is unbiased for the hybrid's likelihood under that sampler.
 """
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from . import distributed
-from .anneal import AISEstimate, Progress, adaptive_schedule, ais, raise_log_prob
+from .anneal import SECONDS_BETWEEN_CHECKPOINTS, AISEstimate, Progress, adaptive_schedule, ais, raise_log_prob
 from .config import ValidationConfig
+from .files import fingerprint, load_state, save_state
 from .fused import draw_key, fork
 from .model import ImportanceSums, LatentModel
 from .rbm import RBM, Prior
@@ -230,8 +232,8 @@ def evaluate(
         schedule: Temperatures placed by an independent pilot run, or equally spaced.
         generator: Source of the randomness; the default generator if None.
         report: Told now and then how far a phase has come.
-        checkpoints: Folder for what AIS and RAISE write down every minute; the same call, interrupted, goes on
-            from it.
+        checkpoints: Folder for what has been computed, which is written down every minute; the same call,
+            interrupted, goes on from it.
 
     Raises:
         ValueError: If a count is out of range, or log Z can be had in no way.
@@ -246,9 +248,9 @@ def evaluate(
         raise ValueError("evaluate: counts.chains=0 leaves log Z unknown, and the RBM is too large to enumerate")
 
     fewer = None
-    bound = _bound(model, x, counts.samples, counts.raise_resampled, generator, report)
+    bound = _bound(model, x, counts.samples, counts.raise_resampled, generator, report, checkpoints)
     if isinstance(model, LatentModel) and counts.samples >= 20:
-        few = _bound(model, x, counts.samples // 10, 0, generator, report)
+        few = _bound(model, x, counts.samples // 10, 0, generator, report, checkpoints)
         fewer = _likelihood(few, log_z.value, log_z.standard_error, x.shape[1])
     raised = None
     if isinstance(prior, RBM) and counts.raise_temperatures and counts.raise_images:
@@ -302,25 +304,69 @@ class _Annealing(NamedTuple):
 
 
 def _bound(
-    model: LatentModel | RBM, x: Tensor, samples: int, keep: int, generator: torch.Generator | None, report: Report
+    model: LatentModel | RBM,
+    x: Tensor,
+    samples: int,
+    keep: int,
+    generator: torch.Generator | None,
+    report: Report = _ignore,
+    checkpoints: Path | None = None,
 ) -> _Bound:
     """L_K + log Z of data x (N, D), in parts that processes share out; an RBM over the data needs no samples."""
     if isinstance(model, RBM):
         log_f = -model.free_energy(x).double()
         return _Bound(0, log_f, torch.zeros_like(log_f), torch.zeros_like(log_f), x.expand(keep, -1, -1))
     key, (rank, processes) = draw_key(generator), distributed.world()
-    parts = [slice(first, min(first + IMAGES_PER_PART, len(x))) for first in range(0, len(x), IMAGES_PER_PART)]
-    log_sum = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    log_sum_squares, z = log_sum.clone(), x.new_zeros(keep, len(x), model.prior.visible)
-    for number in range(rank, len(parts), processes):
-        rows = parts[number]
-        _, log_sum[rows], log_sum_squares[rows], z[:, rows] = model.importance_sums(
-            x[rows], samples, keep, fork(key, number, x.device)
-        )
+    path = None
+    if checkpoints is not None:
+        name = fingerprint((rank, processes), key, samples, keep, x, *model.state_dict().values())
+        path = checkpoints / f"bound-{name}.safetensors"
+    parts = _Parts(len(x), keep, model.prior, path)
+    for number, first in list(enumerate(range(0, len(x), IMAGES_PER_PART)))[rank::processes]:
+        rows = slice(first, min(first + IMAGES_PER_PART, len(x)))
+        if not parts.done[first]:
+            parts.put(rows, model.importance_sums(x[rows], samples, keep, fork(key, number, x.device)))
         report(f"bound with K = {samples:,}", rows.stop / len(x), "")
     # a process's rows are zeros in the others
-    sums = ImportanceSums(samples, *(distributed.total(values) for values in (log_sum, log_sum_squares, z)))
+    merged = (distributed.total(values) for values in (parts.log_sum, parts.log_sum_squares, parts.z))
+    sums = ImportanceSums(samples, *merged)
+    parts.forget()
     return _Bound(samples, sums.log_mean, sums.variance, sums.effective_sample_size, sums.z)
+
+
+class _Parts:
+    """Importance sums of N data, which come in parts and are written down every minute.
+
+    Arguments:
+        count: N.
+        keep: Number m of samples that are kept for each datum.
+        prior: Over the samples.
+        path: Where to write the parts down, or None. The file is deleted at the end.
+    """
+
+    def __init__(self, count: int, keep: int, prior: Prior, path: Path | None) -> None:
+        like = prior.visible_bias.detach()
+        self.log_sum = torch.zeros(count, dtype=torch.float64, device=like.device)
+        self.log_sum_squares, self.z = self.log_sum.clone(), like.new_zeros(keep, count, prior.visible)
+        self.done, self.path, self._saved = torch.zeros(count, dtype=torch.bool), path, time.monotonic()
+        if path is not None and path.is_file():
+            saved = load_state(path)
+            self.log_sum, self.log_sum_squares = saved["log_sum"].to(like.device), saved["squares"].to(like.device)
+            self.z, self.done = saved["z"].to(self.z), saved["done"]
+
+    def put(self, rows: slice, sums: ImportanceSums) -> None:
+        """Add the sums of some rows."""
+        _, self.log_sum[rows], self.log_sum_squares[rows], self.z[:, rows] = sums
+        self.done[rows] = True
+        if self.path is not None and time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+            state = {"log_sum": self.log_sum, "squares": self.log_sum_squares, "z": self.z.bool(), "done": self.done}
+            save_state(self.path, state)
+            self._saved = time.monotonic()
+
+    def forget(self) -> None:
+        """Delete what was written down."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def _raise(
@@ -371,5 +417,5 @@ def quick_nll(
         estimate = ais(prior, config.ais_chains, config.ais_temperatures, generator)
         log_z = summarize_ais(estimate, config.ais_temperatures, "linear")
     x = x[: config.images].to(prior.visible_bias)
-    bound = _bound(model, x, config.samples, 0, generator, _ignore)
+    bound = _bound(model, x, config.samples, 0, generator)
     return -float(bound.log_p.mean() - log_z.value), log_z.standard_error

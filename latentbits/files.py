@@ -4,6 +4,7 @@ No file is a pickle. Nested state (optimizers, counters) becomes flat named tens
 in the safetensors header.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +16,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 FORMAT = 1
+
+
+def fingerprint(*values: Any) -> str:
+    """16 hexadecimal digits that tensors and other values determine."""
+    digest = hashlib.sha256()
+    for value in values:
+        if isinstance(value, Tensor):
+            digest.update(repr(value.shape).encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()[:16]
 
 
 class FileError(ValueError):

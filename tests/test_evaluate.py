@@ -140,3 +140,39 @@ def test_quick_estimate_is_near_and_repeats_with_its_seed(model, x):
     assert quick_nll(model, x, x, config, 0) == first
     assert quick_nll(model, x, x, config, 1) != first
     assert abs(first[0] - float(exact_nll(model, x).mean())) < 0.05
+
+
+class InterruptionError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("phase", ["AIS", "bound with K = 200", "RAISE"])
+def test_an_interrupted_evaluation_goes_on_to_the_same_result(model, x, tmp_path, monkeypatch, phase):
+    """What was written down is not computed again; at the end nothing is left of it."""
+    monkeypatch.setattr(MODULE, "IMAGES_PER_PART", 20)
+    for owner in (MODULE, import_module("latentbits.anneal")):
+        monkeypatch.setattr(owner, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    counts = Counts(200, 3000, 400, 60, 2, 400)
+
+    def run(report, checkpoints=None):
+        return evaluate(model, x, "valid", counts, "linear", seeded(11), report, checkpoints)
+
+    def interrupt(name, share, so_far):
+        if name == phase and share > 0.5:
+            raise InterruptionError
+
+    whole = run(lambda *_: None)
+    with pytest.raises(InterruptionError):
+        run(interrupt, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    shares = []
+    weights = []
+    score = LatentModel.importance_sums
+    monkeypatch.setattr(LatentModel, "importance_sums", lambda *a, **b: weights.append(1) or score(*a, **b))
+    resumed = run(lambda name, share, _: shares.append(share) if name == phase else None, tmp_path)
+    assert resumed == whole
+    assert list(tmp_path.iterdir()) == []
+    if phase.startswith("bound"):
+        assert len(weights) == 1 + 3  # one part of K = 200, and those of K = 20
+    else:
+        assert shares[0] > 0.5
