@@ -67,6 +67,10 @@ def test_sample_draws_a_grid_and_overwrites_only_if_asked(run, tmp_path, capsys)
     assert "exists; add --overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
     assert path.read_bytes() == content  # the same seed, the same picture
+    assert main([*arguments, "--overwrite", "--temperatures", "3"]) == 0
+    assert path.read_bytes() != content
+    assert main([*arguments, "--overwrite", "--temperatures", "0"]) == 2
+    assert "--temperatures: expected at least 1, got 0" in capsys.readouterr().err
 
 
 def test_report_draws_every_stage(run, capsys):
