@@ -38,7 +38,9 @@ def training(steps: int = 30, batch: int = 100, chains: int = 1000) -> Callable[
             z = gibbs(model.prior, z, 5, generator)
             losses = joint_losses(model, x, z, "vimco", 50, 4, 0.0, generator, bfloat16_products)
             optimizer.zero_grad()
-            (losses.decoder + losses.encoder + losses.prior).backward()
+            with bfloat16_products():
+                (losses.decoder + losses.encoder).backward()
+            losses.prior.backward()
             distributed.average_gradients(model.parameters())
             optimizer.step()
 

@@ -18,6 +18,8 @@ from latentbits.model import build
 from latentbits.objectives import joint_losses
 from latentbits.recipes import mnist_mlp
 
+LATENT = "AIS against latent bits M (H = 2 M)"
+
 Costs = dict[str, dict[str, float]]
 """Seconds by title and size."""
 
@@ -65,9 +67,7 @@ def scaling() -> Costs:
         "AIS against temperatures (2,500 chains)": {
             str(n): seconds(partial(ais, rbm, 2500, n, generator)) for n in (25, 50, 100, 200, 400)
         },
-        "AIS against latent bits M (H = 2 M, 1,000 chains, 20 temperatures)": {
-            str(n): seconds(partial(ais, random_rbm(n, 2 * n), 1000, 20, generator)) for n in sizes
-        },
+        LATENT: {str(n): seconds(partial(ais, random_rbm(n, 2 * n), 1000, 20, generator)) for n in sizes},
         "L_K against K (100 images)": {
             str(n): seconds(partial(mlp.log_prob, x, n, 0.0, generator)) for n in (125, 250, 500, 1000, 2000)
         },
@@ -77,13 +77,15 @@ def scaling() -> Costs:
 
 
 def draw(costs: Costs, path: Path) -> None:
-    """Plot each cost on logarithmic axes beside a line of slope 1 through its last point."""
+    """Plot each cost on logarithmic axes beside what theory says, through its last point."""
     matplotlib.use("Agg")
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for axes, (title, cost) in zip(figure.subplots(2, 3).flat, costs.items(), strict=True):
         x, y = [int(size) for size in cost], list(cost.values())
         axes.loglog(x, y, "o-", label="measured")
-        axes.loglog(x, [y[-1] * size / x[-1] for size in x], "--", color="gray", label="proportional")
+        power = 2 if title == LATENT else 1  # the matrices have 2 M^2 elements
+        label = "proportional" if power == 1 else "quadratic"
+        axes.loglog(x, [y[-1] * (size / x[-1]) ** power for size in x], "--", color="gray", label=label)
         axes.set_title(title, fontsize=9)
         axes.set_ylabel("seconds")
         axes.set_xticks(x, [f"{size:,}" for size in x])

@@ -9,7 +9,7 @@
     images = model.sample(64, gibbs_steps=1000)
 """
 
-from . import recipes
+from . import distributed, recipes
 from .anneal import AISEstimate, adaptive_schedule, ais, linear_schedule, raise_log_prob
 from .config import Config
 from .data import DataError, Splits
@@ -44,6 +44,7 @@ __all__ = [
     "adaptive_schedule",
     "ais",
     "bernoulli",
+    "distributed",
     "evaluate",
     "gibbs",
     "linear_schedule",

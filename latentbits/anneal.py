@@ -27,8 +27,8 @@ from torch import Tensor
 
 from . import distributed
 from .files import fingerprint, load_state, save_state
-from .fused import bernoulli
-from .gibbs import Block, Weights, gibbs, run_blocks
+from .fused import bernoulli, default_generator
+from .gibbs import Block, Weights, blocks_of_chains, gibbs, run_blocks
 from .rbm import RBM
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -100,7 +100,7 @@ class _Journey:
         steps: Length of the path.
         name: A fingerprint of everything that the chains' way depends on.
         tell: Called with the share done and the log-weights of the chains that have arrived.
-        folder: Where to write the chains down, or None. The file is deleted at the end.
+        folder: Where to write the chains down, or None.
     """
 
     def __init__(
@@ -110,8 +110,11 @@ class _Journey:
         self.log_w = torch.zeros(len(z), dtype=torch.float64, device=z.device)
         self.done = torch.zeros(len(z), dtype=torch.int64)
         self.positions: dict[str, Tensor] = {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self.path = None if folder is None else folder / f"annealing-{name}.safetensors"
-        self._lock, self._saved = threading.Lock(), time.monotonic()
+        self._lock = threading.Lock()
+        self._began = self._saved = time.monotonic()
         if self.path is not None and self.path.is_file():
             saved = load_state(self.path)
             self.z, self.log_w = saved["z"].to(self.z), saved["log_w"].to(self.log_w)
@@ -146,9 +149,9 @@ class _Journey:
         self._saved = time.monotonic()
 
     def finish(self) -> None:
-        """Forget what was written down."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        """Write down that the chains have arrived, where that took long."""
+        if self.path is not None and time.monotonic() - self._began > SECONDS_BETWEEN_CHECKPOINTS:
+            self.save()
 
 
 def anneal(
@@ -158,7 +161,7 @@ def anneal(
     base_bias: Tensor,
     generator: torch.Generator | None = None,
     tell: Callable[[float, Tensor], None] = lambda share, arrived: None,
-    checkpoints: Path | None = None,
+    checkpoints: Path | str | None = None,
 ) -> Tensor:
     r"""Take chains along a path of inverse temperatures, in as many threads and processes as there are.
 
@@ -171,17 +174,19 @@ def anneal(
         base_bias: Biases of the base, with shape (M,).
         generator: Source of the randomness; the default generator if None.
         tell: Called now and then with the share done and the log-weights of the chains that have arrived.
-        checkpoints: Folder in which the chains are written down every minute. The same call, with a generator
-            in the same state, then goes on from there to the same result.
+        checkpoints: Folder in which the chains are written down every minute and at the end. The same call, with
+            a generator in the same state, goes on from there to the same result. Delete it when you have that.
 
     Returns:
         Log-weights, float64, with shape (N,).
     """
     steps = len(path) - 1
     weights = Weights(rbm, len(z), base_bias)
+    blocks = blocks_of_chains(weights, len(z), distributed.world().size)
+    stream = (generator or default_generator(weights.b.device)).get_state()
     way = torch.tensor(path, dtype=torch.float64)
-    name = fingerprint(distributed.world(), z, rbm.weight, weights.b, weights.c, base_bias, way)
-    journey = _Journey(z, steps, name, tell, checkpoints)
+    name = fingerprint(distributed.world(), blocks, stream, z, rbm.weight, weights.b, weights.c, base_bias, way)
+    journey = _Journey(z, steps, name, tell, None if checkpoints is None else Path(checkpoints))
 
     def advance(block: Block, rows: slice) -> None:
         log_w = journey.log_w[rows].clone()
@@ -207,7 +212,7 @@ def ais(
     base_bias: Tensor | None = None,
     schedule: Tensor | None = None,
     progress: Progress | None = None,
-    checkpoints: Path | None = None,
+    checkpoints: Path | str | None = None,
 ) -> AISEstimate:
     r"""Estimate log Z by annealed importance sampling.
 
@@ -254,7 +259,7 @@ def raise_log_prob(
     base_bias: Tensor | None = None,
     schedule: Tensor | None = None,
     progress: Progress | None = None,
-    checkpoints: Path | None = None,
+    checkpoints: Path | str | None = None,
 ) -> Tensor:
     r"""Estimate log p(z) conservatively by annealing in reverse (RAISE).
 

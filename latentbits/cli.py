@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -214,11 +215,11 @@ def evaluate_run(
         if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
             raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
         splits = data.load(folder.config.data.name, data_dir)
-        x = getattr(splits, split)
+        x, unfinished = getattr(splits, split), folder.path / "unfinished-evaluation"
         started = time.monotonic()
         with Display(quiet=not is_first) as display:
             generator = torch.Generator(device).manual_seed(seed)
-            evaluation = evaluate(model, x[:images], split, counts, schedule, generator, display.share, folder.path)
+            evaluation = evaluate(model, x[:images], split, counts, schedule, generator, display.share, unfinished)
         origin = provenance()
     if not is_first:
         return
@@ -235,6 +236,7 @@ def evaluate_run(
         **origin,
     }
     keep_evaluation(folder, record, out)
+    shutil.rmtree(unfinished, ignore_errors=True)
     console.print(evaluation_table(evaluation))
     say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
 
@@ -256,6 +258,8 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device: expected one that PyTorch has here, got {device!r} ({reason})") from error
+    if ":" in device and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"--device: several processes take a GPU each; expected cuda, got {device}")
 
 
 def check_output(path: Path | None, overwrite: bool) -> None:

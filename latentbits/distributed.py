@@ -10,6 +10,7 @@ bit for bit.
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -45,14 +46,20 @@ def processes(device: str = "cpu") -> Iterator[None]:
     """Join the processes that ``torchrun`` started, for the length of the context.
 
     Arguments:
-        device: Where the tensors are, as PyTorch names it; each process of a machine takes a GPU of its own.
+        device: Where the tensors are: cpu, or cuda, of which each process of a machine takes one of its own.
+
+    Raises:
+        ValueError: If a GPU is named by number, which would be the same one for all.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world().size > 1:
         yield
         return
+    if ":" in device:
+        raise ValueError(f"device: several processes take a GPU each; expected cpu or cuda, got {device}")
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    # a process may wait for another's share of an evaluation for hours
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=7))
     try:
         yield
     finally:
@@ -96,9 +103,9 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(parts).to(rows.device)
 
 
-def any_of(flag: bool) -> bool:
-    """Whether a flag is set in any process."""
-    return flag if world().size == 1 else bool(total(torch.tensor(int(flag))))
+def any_of(*flags: bool) -> list[bool]:
+    """Whether each flag is set in any process."""
+    return total(torch.tensor(flags, dtype=torch.int32)).bool().tolist()
 
 
 def of_first(value: float) -> float:

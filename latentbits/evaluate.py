@@ -232,8 +232,8 @@ def evaluate(
         schedule: Temperatures placed by an independent pilot run, or equally spaced.
         generator: Source of the randomness; the default generator if None.
         report: Told now and then how far a phase has come.
-        checkpoints: Folder for what has been computed, which is written down every minute; the same call,
-            interrupted, goes on from it.
+        checkpoints: Folder for what has been computed, which is written down every minute and at the end of a
+            phase; the same call, interrupted, goes on from it. Delete it when you have the result.
 
     Raises:
         ValueError: If a count is out of range, or log Z can be had in no way.
@@ -320,6 +320,7 @@ def _bound(
     path = None
     if checkpoints is not None:
         name = fingerprint((rank, processes), key, samples, keep, x, *model.state_dict().values())
+        checkpoints.mkdir(parents=True, exist_ok=True)
         path = checkpoints / f"bound-{name}.safetensors"
     parts = _Parts(len(x), keep, model.prior, path)
     for number, first in list(enumerate(range(0, len(x), IMAGES_PER_PART)))[rank::processes]:
@@ -330,7 +331,7 @@ def _bound(
     # a process's rows are zeros in the others
     merged = (distributed.total(values) for values in (parts.log_sum, parts.log_sum_squares, parts.z))
     sums = ImportanceSums(samples, *merged)
-    parts.forget()
+    parts.finish()
     return _Bound(samples, sums.log_mean, sums.variance, sums.effective_sample_size, sums.z)
 
 
@@ -341,14 +342,15 @@ class _Parts:
         count: N.
         keep: Number m of samples that are kept for each datum.
         prior: Over the samples.
-        path: Where to write the parts down, or None. The file is deleted at the end.
+        path: Where to write the parts down, or None.
     """
 
     def __init__(self, count: int, keep: int, prior: Prior, path: Path | None) -> None:
         like = prior.visible_bias.detach()
         self.log_sum = torch.zeros(count, dtype=torch.float64, device=like.device)
         self.log_sum_squares, self.z = self.log_sum.clone(), like.new_zeros(keep, count, prior.visible)
-        self.done, self.path, self._saved = torch.zeros(count, dtype=torch.bool), path, time.monotonic()
+        self.done, self.path = torch.zeros(count, dtype=torch.bool), path
+        self._began = self._saved = time.monotonic()
         if path is not None and path.is_file():
             saved = load_state(path)
             self.log_sum, self.log_sum_squares = saved["log_sum"].to(like.device), saved["squares"].to(like.device)
@@ -358,15 +360,20 @@ class _Parts:
         """Add the sums of some rows."""
         _, self.log_sum[rows], self.log_sum_squares[rows], self.z[:, rows] = sums
         self.done[rows] = True
-        if self.path is not None and time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+        if time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+            self.save()
+
+    def finish(self) -> None:
+        """Write down that all parts have come, where that took long."""
+        if time.monotonic() - self._began > SECONDS_BETWEEN_CHECKPOINTS:
+            self.save()
+
+    def save(self) -> None:
+        """Write the parts down."""
+        if self.path is not None:
             state = {"log_sum": self.log_sum, "squares": self.log_sum_squares, "z": self.z.bool(), "done": self.done}
             save_state(self.path, state)
             self._saved = time.monotonic()
-
-    def forget(self) -> None:
-        """Delete what was written down."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def _raise(

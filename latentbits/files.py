@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 
 
 def fingerprint(*values: Any) -> str:
-    """16 hexadecimal digits that tensors and other values determine."""
-    digest = hashlib.sha256()
+    """16 hexadecimal digits that tensors and other values determine, and the version of what is written."""
+    digest = hashlib.sha256(repr(FORMAT).encode())
     for value in values:
         if isinstance(value, Tensor):
             digest.update(repr(value.shape).encode() + value.detach().cpu().contiguous().numpy().tobytes())

@@ -7,8 +7,8 @@ two agree in distribution and to float32 rounding, not in their random streams.
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -39,6 +39,14 @@ def draw_key(generator: torch.Generator | None) -> Key:
     key = torch.empty((), dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
     bits = int(key) & (2**64 - 1)
     return np.uint32(bits & 0xFFFFFFFF), np.uint32(bits >> 32)
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """PyTorch's own generator for a device."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    return torch.default_generator
 
 
 def fork(key: Key, number: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -73,11 +81,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
-def map_blocks(function: Callable[[int], T], blocks: Sequence[int]) -> Iterable[T]:
+def map_blocks(
+    function: Callable[[int], T], blocks: Sequence[int], on_error: Callable[[], None] = lambda: None
+) -> list[T]:
     """Run ``function(block)`` for each block index on all threads; results in order.
 
     Tensor operations inside ``function`` are serial; ones that ran on several threads would spin in each
-    other's way.
+    other's way. After an error ``on_error`` is called, and what has begun is waited for.
     """
     threads = torch.get_num_threads()
     if threads == 1 or getattr(_worker, "is_one", False):  # a worker that waited for workers would wait forever
@@ -86,8 +96,10 @@ def map_blocks(function: Callable[[int], T], blocks: Sequence[int]) -> Iterable[
     try:
         return [future.result() for future in futures]
     except BaseException:
+        on_error()
         for future in futures:
             future.cancel()
+        wait(futures)
         raise
 
 

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import distributed, kernels
-from .fused import Key, bernoulli, draw_key, fork, is_on_cpu, map_blocks
+from .fused import Key, bernoulli, default_generator, draw_key, fork, is_on_cpu, map_blocks
 from .rbm import RBM, Prior
 
-FEWEST_ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 1250
+FEWEST_ROWS_PER_BLOCK, ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 500, 1250
 FEWEST_CHAINS_FOR_TWO_TERMS = 250
 LARGEST_LOGIT_ERROR = 1e-4
 _EMPTY = np.empty(0, np.float32)
@@ -45,15 +45,30 @@ def _products() -> Any:
     return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
+class _Precision:
+    """PyTorch's setting is the process's: the first to enter remembers it, and the last to leave puts it back."""
+
+    lock, entered, before = threading.Lock(), 0, ""
+
+
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Let float32 products on the CPU round their operands to bfloat16; sums stay in float32."""
-    before = _products().fp32_precision
-    _products().fp32_precision = "bf16"
+    """Let float32 products on the CPU round their operands to bfloat16; sums stay in float32.
+
+    The setting is the process's, so another thread's products are rounded too meanwhile.
+    """
+    with _Precision.lock:
+        if _Precision.entered == 0:
+            _Precision.before = _products().fp32_precision
+        _Precision.entered += 1
+        _products().fp32_precision = "bf16"
     try:
         yield
     finally:
-        _products().fp32_precision = before
+        with _Precision.lock:
+            _Precision.entered -= 1
+            if _Precision.entered == 0:
+                _products().fp32_precision = _Precision.before
 
 
 class TwoTerms(NamedTuple):
@@ -138,8 +153,7 @@ class FusedBlock:
         self._a, self._d, self._z, self._h = (t.numpy() for t in (self.a, self.d, self.z_wide, self.h_wide))
         slope = (w.b - w.base_bias).numpy()
         self._slope = slope if slope.any() else _EMPTY  # a base with the same biases leaves nothing to add up
-        self._score = np.zeros(n, np.float32)
-        self._score_start()
+        self._score = self.z.numpy() @ slope  # kept up to date by draw_visible
 
     @property
     def z(self) -> Tensor:
@@ -148,25 +162,19 @@ class FusedBlock:
 
     @property
     def position(self) -> Tensor:
-        """Where the block stands in its random stream."""
-        return torch.tensor(self.calls)
+        """Where the block stands: its number of draws, and the product of z and b - b_A, with shape (1 + n,)."""
+        return torch.cat([torch.tensor([self.calls], dtype=torch.float64), torch.from_numpy(self._score).double()])
 
     def move(self, z: Tensor, position: Tensor) -> None:
-        """Go on from bits z (n, M) and a position in the random stream."""
+        """Go on from bits z (n, M) and a position."""
         self.z_wide.view(len(z), -1, self.weights.M).copy_(z[:, None])
-        self._score_start()
-        self.calls = int(position)
+        self.calls, self._score[:] = int(position[0]), position[1:].numpy()
 
     def project(self) -> None:
         """a = zW, without the hidden bias."""
         if self.stop.is_set():
             raise InterruptedError("the caller was interrupted")
         torch.mm(self.z_wide, self.weights.W, out=self.a)
-
-    def _score_start(self) -> None:
-        """The product of z and b - b_A, which :meth:`draw_visible` keeps up to date."""
-        if self._slope.size:
-            self._score[:] = self.z.numpy() @ self._slope
 
     def _place(self) -> tuple[Key, np.uint32, np.uint32]:
         """Key, step and block of the next draw."""
@@ -195,19 +203,16 @@ class FusedBlock:
 class PlainBlock:
     """The same steps by plain PyTorch operations: a GPU, or float64."""
 
-    def __init__(self, weights: Weights, z: Tensor, generator: torch.Generator | None) -> None:
+    def __init__(self, weights: Weights, z: Tensor, generator: torch.Generator) -> None:
         self.weights, self.generator, self.z = weights, generator, z.to(weights.b)
 
     @property
     def position(self) -> Tensor:
-        return torch.random.get_rng_state() if self.generator is None else self.generator.get_state()
+        return self.generator.get_state()
 
     def move(self, z: Tensor, position: Tensor) -> None:
         self.z = z.to(self.weights.b)
-        if self.generator is None:
-            torch.random.set_rng_state(position)
-        else:
-            self.generator.set_state(position)
+        self.generator.set_state(position)
 
     def project(self) -> None:
         self.a = self.z @ self.weights.W
@@ -231,12 +236,13 @@ Block = FusedBlock | PlainBlock
 
 
 def rows_per_block(chains: int) -> int:
-    """Rows of a block: a power of two of blocks, for as many threads, each with rows enough to be worth a call.
+    """Rows of a block: a power of two of blocks for as many threads or processes, two at least.
 
-    A function of the number of chains alone, so that streams do not depend on the machine.
+    Up to eight have 500 rows or more; more there are only of 1,250. With fewer, threads wait for each other between
+    calls. A function of the number of chains alone, so that streams do not depend on the machine.
     """
     blocks = 2
-    while chains > blocks * MOST_ROWS_PER_BLOCK:
+    while chains >= 2 * blocks * ROWS_PER_BLOCK and (blocks < 8 or chains > blocks * MOST_ROWS_PER_BLOCK):
         blocks *= 2
     return max(FEWEST_ROWS_PER_BLOCK, -(-chains // blocks))
 
@@ -269,7 +275,8 @@ def run_blocks(
     """
     rank, processes = distributed.world() if shared else distributed.World(0, 1)
     blocks = blocks or blocks_of_chains(weights, len(z), processes)
-    key = draw_key(generator) if weights.fused or processes > 1 else None
+    device = weights.b.device
+    key = draw_key(generator) if weights.fused or len(blocks) > 1 else None
     stop = threading.Event()
 
     def run(number: int) -> None:
@@ -279,15 +286,12 @@ def run_blocks(
                 assert key is not None
                 advance(FusedBlock(weights, z[rows], key, number, stop), rows)
             else:
-                own = generator if key is None else fork(key, number, weights.b.device)
-                advance(PlainBlock(weights, z[rows], own), rows)
+                alone = generator or default_generator(device)
+                advance(PlainBlock(weights, z[rows], alone if key is None else fork(key, number, device)), rows)
 
     with weights.products():
-        try:
-            map_blocks(run, range(rank, len(blocks), processes))
-        except BaseException:  # Ctrl-C reaches this thread only, and the others would go on for minutes
-            stop.set()
-            raise
+        # Ctrl-C reaches this thread only, and the others would go on for minutes
+        map_blocks(run, range(rank, len(blocks), processes), on_error=stop.set)
 
 
 def gibbs(prior: Prior, z: Tensor, steps: int, generator: torch.Generator | None = None) -> Tensor:

@@ -8,6 +8,7 @@
 | ``autoencoder.safetensors``, ``rbm.safetensors``, ``joint.safetensors`` | the weights at each stage's end |
 | ``model.safetensors`` | the weights that validation chose |
 | ``evaluation.json``, ``evaluations.jsonl`` | the last evaluation, and a line for each |
+| ``unfinished-evaluation`` | what an interrupted evaluation goes on from; gone when it is done |
 
 No file is a pickle; see :mod:`latentbits.files`.
 """

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import data, distributed
 from .config import Config
-from .files import load_state, save_state
-from .fused import draw_key, fork
+from .files import fingerprint, load_state, save_state
+from .fused import fork
 from .model import LatentModel
 from .progress import STAGE_TITLES, Display
 from .rbm import RBM
@@ -83,13 +84,12 @@ class State:
             setattr(self, name, saved[name])
         if saved["chains"] is not None:
             self.chains = Chains.restore(saved["chains"], self.generator.device)
-        rank, processes = distributed.world()
-        if len(saved["generators"]) == processes:
-            self.generator.set_state(saved["generators"][rank].clone())  # a view would be read from its storage's start
-        else:  # of another number of processes: new streams, that depend on where the run stands
-            self.generator.set_state(saved["generators"][0].clone())
-            key = draw_key(self.generator)
-            self.generator = fork(key, rank, self.generator.device)
+        (rank, processes), states = distributed.world(), saved["generators"]
+        if states.shape == (processes, self.generator.get_state().numel()):
+            self.generator.set_state(states[rank].clone())  # a view would be read from its storage's start
+        else:  # of another number of processes or another device: new streams, that depend on where the run stands
+            key = int(fingerprint(states), 16)
+            self.generator = fork((np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)), rank, self.generator.device)
         self.model.load_state_dict(saved["model"])
         self.restored = {"optimizers": saved["optimizers"], "average": saved["average"]}
 
@@ -127,7 +127,7 @@ def origin(config: Config, splits: data.Splits) -> dict[str, Any]:
         "config": config.model_dump_json(),
         "data": splits.checksum,
         "rounding": f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{distributed.world().size} processes",
+        f"{distributed.world().size} processes, {splits.train.device.type}",
     }
 
 
@@ -250,12 +250,14 @@ class Session:
 
     def _checkpoint_if_due(self) -> None:
         now = time.monotonic()
-        if distributed.any_of(self.stop or now >= self.deadline):
+        stop, due = distributed.any_of(
+            self.stop or now >= self.deadline, now - self._last_save > SECONDS_BETWEEN_CHECKPOINTS
+        )
+        if stop or due:
+            self.checkpoint()
+        if stop:
             self.display.note("stopping; the checkpoint is written")
-            self.checkpoint()
             raise Stopped
-        if distributed.any_of(now - self._last_save > SECONDS_BETWEEN_CHECKPOINTS):
-            self.checkpoint()
 
 
 def epoch_order(seed: int, stage: str, epoch: int, count: int) -> Tensor:
@@ -266,7 +268,7 @@ def epoch_order(seed: int, stage: str, epoch: int, count: int) -> Tensor:
 
 @contextlib.contextmanager
 def stop_on_interrupt(session: Session) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM stop the run at the next step; a second one interrupts at once."""
+    """Let Ctrl-C or SIGTERM stop the run at the next step; a second Ctrl-C interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -275,7 +277,8 @@ def stop_on_interrupt(session: Session) -> Iterator[None]:
 
     def ask(number: int, frame: Any) -> None:
         session.stop = True
-        signal.signal(number, before[signal.Signals(number)])
+        if number == signal.SIGINT:  # a SIGTERM may come twice, from a scheduler and from torchrun
+            signal.signal(number, before[signal.SIGINT])
 
     try:
         for number in before:

@@ -14,7 +14,7 @@ References:
     | Non-reversible parallel tempering: a scalable highly parallel MCMC scheme (Syed et al. 2022)
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,10 +40,24 @@ class Swaps(NamedTuple):
     tried: Tensor
     refused: Tensor
 
+    @classmethod
+    def none(cls, temperatures: int) -> "Swaps":
+        """No swaps yet."""
+        return cls(*torch.zeros(2, temperatures - 1, dtype=torch.float64))
+
+    def plus(self, more: "Swaps") -> "Swaps":
+        """Both counts together."""
+        return Swaps(self.tried + more.tried, self.refused + more.refused)
+
     @property
     def rejection(self) -> Tensor:
         """Share of refused swaps, with shape (R - 1,); NaN where none was tried."""
         return self.refused / self.tried
+
+
+def _check_rbm(rbm: object) -> None:
+    if not isinstance(rbm, RBM):
+        raise TypeError(f"tempering is for an RBM, got {type(rbm).__name__}; a Bernoulli prior is sampled exactly")
 
 
 def _check_betas(betas: Tensor) -> None:
@@ -76,14 +90,17 @@ def parallel_tempering(
     Raises:
         ValueError: If the shapes do not fit.
     """
+    _check_rbm(rbm)
     _check_betas(betas)
+    if rounds < 0:
+        raise ValueError(f"parallel_tempering: rounds must be 0 or more, got {rounds}")
     if z.dim() != 3 or (len(z), z.shape[2]) != (len(betas), rbm.visible):
         raise ValueError(
             f"parallel_tempering: expected z of shape ({len(betas)}, N, {rbm.visible}), got {tuple(z.shape)}"
         )
     R, N, _ = z.shape
     z, weights = z.to(rbm.weight), Weights(rbm, R * N, rbm.annealing_base(base_bias))
-    swaps = Swaps(torch.zeros(R - 1, dtype=torch.float64), torch.zeros(R - 1, dtype=torch.float64))
+    swaps = Swaps.none(R)
     first = int(torch.rand((), generator=generator, device=_device(generator)) < 0.5)
     for number in range(first, first + rounds):
         lower = torch.arange(number % 2, R - 1, 2)
@@ -132,9 +149,11 @@ def _swap(z: Tensor, lower: Tensor, accept: Tensor) -> Tensor:
     return swapped
 
 
-def start(rbm: RBM, n: int, temperatures: int, generator: torch.Generator | None = None) -> Tensor:
+def start(
+    rbm: RBM, n: int, temperatures: int, generator: torch.Generator | None = None, base_bias: Tensor | None = None
+) -> Tensor:
     """Replicas that start from the base, with shape (R, n, M)."""
-    return bernoulli(rbm.annealing_base().expand(temperatures, n, -1), generator)
+    return bernoulli(rbm.annealing_base(base_bias).expand(temperatures, n, -1), generator)
 
 
 def respace(betas: Tensor, swaps: Swaps) -> Tensor:
@@ -145,8 +164,16 @@ def respace(betas: Tensor, swaps: Swaps) -> Tensor:
     return torch.from_numpy(np.interp(np.linspace(0, barrier[-1], len(betas)), barrier, betas.cpu().double().numpy()))
 
 
-def tempering_schedule(rbm: RBM, temperatures: int, generator: torch.Generator | None = None) -> Tensor:
+def tempering_schedule(
+    rbm: RBM, temperatures: int, generator: torch.Generator | None = None, base_bias: Tensor | None = None
+) -> Tensor:
     """Place temperatures so that swaps between neighbours are refused equally often, by pilot runs.
+
+    Arguments:
+        rbm: The RBM.
+        temperatures: Number R of them, 2 or more.
+        generator: Source of the randomness; the default generator if None.
+        base_bias: Biases of the base, with shape (M,); as in :func:`latentbits.ais` if None.
 
     Returns:
         Inverse temperatures rising from 0 to 1, float64, with shape (temperatures,).
@@ -154,12 +181,13 @@ def tempering_schedule(rbm: RBM, temperatures: int, generator: torch.Generator |
     Raises:
         ValueError: If there are fewer than two.
     """
+    _check_rbm(rbm)
     if temperatures < 2:
         raise ValueError(f"tempering_schedule: temperatures must be at least 2, got {temperatures}")
     betas = torch.linspace(0, 1, temperatures, dtype=torch.float64)
-    z = start(rbm, PILOT_CHAINS, temperatures, generator)
+    z = start(rbm, PILOT_CHAINS, temperatures, generator, base_bias)
     for rounds in PILOT_ROUNDS:
-        z, swaps = parallel_tempering(rbm, z, betas, rounds, generator)
+        z, swaps = parallel_tempering(rbm, z, betas, rounds, generator, base_bias)
         betas = respace(betas, swaps)
     return betas
 
@@ -177,6 +205,8 @@ def sample_prior(
         generator: Source of the randomness; the default generator if None.
         temperatures: 1 for chains that start at random bits; above that, parallel tempering from the base.
     """
+    if temperatures < 1:
+        raise ValueError(f"sample_prior: temperatures must be at least 1, got {temperatures}")
     if temperatures == 1 or not isinstance(prior, RBM):
         return gibbs(prior, random_bits(n, prior, generator), gibbs_steps, generator)
     betas = tempering_schedule(prior, temperatures, generator)
@@ -184,53 +214,78 @@ def sample_prior(
     return z[-1]
 
 
+class Tempering(NamedTuple):
+    """What tempered chains have besides their bits.
+
+    Attributes:
+        betas: Inverse temperatures, the same in all processes, with shape (R,).
+        base_bias: Biases of the base, which stays as it was when the chains began, with shape (M,).
+        swaps: In this process since the temperatures were placed.
+    """
+
+    betas: Tensor
+    base_bias: Tensor
+    swaps: Swaps
+
+    @classmethod
+    def place(cls, rbm: RBM, temperatures: int, generator: torch.Generator | None) -> "Tempering":
+        """At temperatures placed by pilot runs, which all processes share."""
+        base_bias = rbm.annealing_base().clone()
+        betas = tempering_schedule(rbm, temperatures, generator, base_bias)
+        return cls(distributed.total(betas) / distributed.world().size, base_bias, Swaps.none(temperatures))
+
+
 class Chains:
     """Persistent chains of a prior: plain, or tempered where there are several temperatures.
 
     Attributes:
         z: Bits, with shape (N, M); or (N, R, M) if tempered, of which the last of the R are the model's.
-        betas: Inverse temperatures, with shape (R,), or None.
-        swaps: Counts since the temperatures were placed, with shape (2, R - 1), or None.
+        tempering: None for plain chains.
     """
 
-    def __init__(self, z: Tensor, betas: Tensor | None = None, swaps: Tensor | None = None) -> None:
-        self.z, self.betas, self.swaps = z, betas, swaps
-        if betas is not None and swaps is None:
-            self.swaps = torch.zeros(2, len(betas) - 1, dtype=torch.float64)
+    def __init__(self, z: Tensor, tempering: Tempering | None = None) -> None:
+        self.z, self.tempering = z, tempering
 
     @classmethod
     def begin(cls, prior: Prior, z: Tensor, temperatures: int, generator: torch.Generator | None) -> "Chains":
         """Chains at bits z (N, M), at every temperature if there are several."""
         if temperatures == 1 or not isinstance(prior, RBM):
             return cls(z)
-        return cls(z[:, None].repeat(1, temperatures, 1), tempering_schedule(prior, temperatures, generator))
+        return cls(z[:, None].repeat(1, temperatures, 1), Tempering.place(prior, temperatures, generator))
 
     def advance(self, prior: Prior, steps: int, generator: torch.Generator | None) -> Tensor:
         """The model's bits (N, M) after some Gibbs steps, or rounds."""
-        if self.betas is None or self.swaps is None:
+        if self.tempering is None:
             self.z = gibbs(prior, self.z, steps, generator)
             return self.z
         assert isinstance(prior, RBM)
-        z, swaps = parallel_tempering(prior, self.z.transpose(0, 1), self.betas, steps, generator)
-        self.z, self.swaps = z.transpose(0, 1), self.swaps + torch.stack(swaps)
+        betas, base_bias, before = self.tempering
+        z, swaps = parallel_tempering(prior, self.z.transpose(0, 1), betas, steps, generator, base_bias)
+        self.z = z.transpose(0, 1)
+        self.tempering = Tempering(betas, base_bias, before.plus(swaps))
         return z[-1]
 
     def respace(self) -> None:
         """Place the temperatures anew, by the swaps since the last time in all processes."""
-        if self.betas is not None and self.swaps is not None:
-            self.betas = respace(self.betas, Swaps(*distributed.total(self.swaps)))
-            self.swaps = torch.zeros_like(self.swaps)
+        if self.tempering is not None:
+            betas, base_bias, swaps = self.tempering
+            seen = Swaps(*(distributed.total(count) for count in swaps))
+            self.tempering = Tempering(respace(betas, seen), base_bias, Swaps.none(len(betas)))
 
-    def state(self) -> dict[str, Tensor | None]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint holds: the chains and swaps of all processes."""
-        swaps = None if self.swaps is None else distributed.total(self.swaps)
-        return {"z": distributed.gather(self.z), "betas": self.betas, "swaps": swaps}
+        state: dict[str, Any] = {"z": distributed.gather(self.z)}
+        if self.tempering is not None:
+            betas, base_bias, swaps = self.tempering
+            state["tempering"] = [betas, base_bias, [distributed.total(count) for count in swaps]]
+        return state
 
     @classmethod
-    def restore(cls, state: dict[str, Tensor | None], device: torch.device) -> "Chains":
+    def restore(cls, state: dict[str, Any], device: torch.device) -> "Chains":
         """This process's share of the chains in a checkpoint."""
-        z, swaps = state["z"], state["swaps"]
-        assert z is not None
-        if swaps is not None and not distributed.world().is_first:
-            swaps = torch.zeros_like(swaps)  # the first counts for all
-        return cls(distributed.share(z).to(device), state["betas"], swaps)
+        chains = cls(distributed.share(state["z"]).to(device))
+        if "tempering" in state:
+            betas, base_bias, swaps = state["tempering"]
+            mine = Swaps(*swaps) if distributed.world().is_first else Swaps.none(len(betas))  # the first counts for all
+            chains.tempering = Tempering(betas, base_bias.to(device), mine)
+        return chains

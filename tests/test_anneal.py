@@ -338,7 +338,7 @@ def test_progress_tells_the_share_and_the_estimate_by_chains_that_have_arrived()
     final = ais(rbm, 2600, 400, seeded(23), progress=lambda *report: told.append(report))
     shares = [share for share, _ in told]
     assert shares == sorted(shares)
-    assert (len(told), shares[-1]) == (8, 1.0)  # four blocks, each told of twice
+    assert (len(told), shares[-1]) == (8, 1.0)  # four blocks of 650, each told of twice
     arrived = [0 if estimate is None else len(estimate.log_weights) for _, estimate in told]
     assert arrived == sorted(arrived)
     assert (arrived[0], arrived[-1]) == (0, 2600)
@@ -363,7 +363,8 @@ def test_an_interrupted_estimate_goes_on_to_the_same_result(estimator, to_path, 
     """Stopped once, the second call starts from the file, and ends at the result of one that was never stopped."""
     anneal = import_module("latentbits.anneal")
     monkeypatch.setattr(anneal, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    rbm, z = to_path(random_rbm(4, 3)), tensor(exact.states(4)).repeat(50, 1)
+    rbm, z = to_path(random_rbm(40, 30, scale=0.3)), torch.bernoulli(torch.full((800, 40), 0.5), generator=seeded(1))
+    rbm.fit_base(torch.linspace(0.1, 0.9, 40), 100)  # a base with other biases, whose part of the weights counts
 
     def run(progress=None, checkpoints=tmp_path):
         if estimator == "ais":
@@ -382,7 +383,9 @@ def test_an_interrupted_estimate_goes_on_to_the_same_result(estimator, to_path, 
     resumed = run(lambda share, estimate: shares.append(share))
     assert torch.equal(resumed, expected)
     assert shares[0] > 0.4
-    assert list(tmp_path.iterdir()) == []
+    shares.clear()
+    assert torch.equal(run(lambda share, estimate: shares.append(share)), expected)
+    assert shares == []  # it had arrived
 
 
 def test_an_estimate_does_not_go_on_from_that_of_another_model(tmp_path, monkeypatch):
@@ -398,7 +401,18 @@ def test_an_estimate_does_not_go_on_from_that_of_another_model(tmp_path, monkeyp
     other, shares = random_rbm(4, 3, seed=1), []
     ais(other, 100, 900, seeded(61), progress=lambda share, _: shares.append(share), checkpoints=tmp_path)
     assert shares[0] < 0.4
-    assert len(list(tmp_path.iterdir())) == 1  # that of the first is still there
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_estimate_does_not_go_on_from_that_of_another_stream(tmp_path, monkeypatch):
+    """The same chains from the same bits, but a generator in another state."""
+    anneal = import_module("latentbits.anneal")
+    monkeypatch.setattr(anneal, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    rbm, z = random_rbm(4, 3), torch.zeros(100, 4)
+    base = rbm.annealing_base()
+    one, other = (anneal.anneal(rbm, z, [0.0, 0.5, 1.0], base, seeded(s), checkpoints=tmp_path) for s in (1, 2))
+    assert not torch.equal(one, other)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_no_gradient_is_kept():

@@ -402,5 +402,5 @@ def test_the_number_of_chains_decides_on_two_terms(monkeypatch):
 
 
 def test_blocks_are_two_four_eight_of_bounded_size():
-    rows = {1: 64, 128: 64, 129: 65, 999: 500, 2500: 1250, 2501: 626, 5000: 1250, 5001: 626}
+    rows = {1: 64, 128: 64, 129: 65, 1999: 1000, 2000: 500, 4000: 500, 5000: 625, 10_000: 1250, 10_001: 626}
     assert {n: rows_per_block(n) for n in rows} == rows

@@ -49,7 +49,7 @@ def test_truncated_state_is_named(tmp_path, keep):
 
 def test_state_of_another_format_or_missing_is_named(tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "new", metadata={"format": "99", "skeleton": "{}"})
-    with pytest.raises(FileError, match="expected format 1, found 99"):
+    with pytest.raises(FileError, match="expected format 2, found 99"):
         load_state(tmp_path / "new")
     with pytest.raises(FileError, match="not found"):
         load_state(tmp_path / "absent")

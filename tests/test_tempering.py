@@ -128,10 +128,11 @@ def test_negatives_of_tempered_chains_have_the_models_moments():
     assert torch.equal(z, chains.z[:, -1])
     expected = (exact.probabilities(machine(rbm))[:, None] * exact.states(4)).sum(0)
     assert np.abs(mean_scores(z.numpy(), expected)).max() < LIMIT
-    before = chains.betas
+    before = chains.tempering
+    assert before.swaps.tried.sum() > 0
     chains.respace()
-    assert not torch.equal(chains.betas, before)
-    assert chains.swaps.sum() == 0
+    assert not torch.equal(chains.tempering.betas, before.betas)
+    assert chains.tempering.swaps.tried.sum() == 0
 
 
 def test_chains_come_back_from_their_state():
@@ -141,16 +142,38 @@ def test_chains_come_back_from_their_state():
     again = Chains.restore(chains.state(), torch.device("cpu"))
     assert torch.equal(again.z, chains.z)
     assert torch.equal(chains.advance(rbm, 3, seeded(13)), again.advance(rbm, 3, seeded(13)))
-    assert torch.equal(again.swaps, chains.swaps)
+    assert torch.equal(again.tempering.swaps.refused, chains.tempering.swaps.refused)
     plain = Chains.restore(Chains(torch.ones(5, 4)).state(), torch.device("cpu"))
-    assert plain.betas is None
+    assert plain.tempering is None
     assert torch.equal(plain.z, torch.ones(5, 4))
+
+
+def test_chains_keep_their_base_when_the_model_gets_another():
+    """Validation fits the model's base anew, and must not reach into training."""
+    rbm, after = random_rbm(4, 3), []
+    for means in (0.1, 0.9):
+        chains = Chains.begin(rbm, torch.zeros(50, 4), 3, seeded(17))
+        rbm.fit_base(torch.full((4,), means), 100)
+        after.append(chains.advance(rbm, 3, seeded(18)))
+        rbm.base_bias = None
+    assert torch.equal(*after)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_streams_do_not_depend_on_threads(to_path, threads, with_threads):
+    rbm = to_path(random_rbm(4, 3))
+    with_threads(2)
+    expected, _ = parallel_tempering(rbm, start(rbm, 300, 4, seeded(19)), BETAS, 20, seeded(20))
+    with_threads(threads)
+    for _ in range(3):
+        z, _ = parallel_tempering(rbm, start(rbm, 300, 4, seeded(19)), BETAS, 20, seeded(20))
+        assert torch.equal(z, expected)
 
 
 def test_a_bernoulli_prior_needs_no_temperatures():
     prior = BernoulliPrior(4)
     chains = Chains.begin(prior, torch.zeros(10, 4), 5, seeded(14))
-    assert chains.betas is None
+    assert chains.tempering is None
     assert chains.advance(prior, 1, seeded(15)).shape == (10, 4)
     assert sample_prior(prior, 7, 1, seeded(16), temperatures=3).shape == (7, 4)
 
@@ -166,3 +189,10 @@ def test_arguments_are_named():
             parallel_tempering(rbm, torch.zeros(len(betas), 10, 4), torch.tensor(betas), 1)
     with pytest.raises(ValueError, match="at least 2, got 1"):
         tempering_schedule(rbm, 1)
+    with pytest.raises(ValueError, match="rounds must be 0 or more, got -3"):
+        parallel_tempering(rbm, torch.zeros(4, 10, 4), BETAS, -3)
+    with pytest.raises(ValueError, match="temperatures must be at least 1, got 0"):
+        sample_prior(rbm, 5, 10, temperatures=0)
+    for call in (lambda prior: tempering_schedule(prior, 3), lambda prior: parallel_tempering(prior, None, BETAS, 1)):
+        with pytest.raises(TypeError, match="for an RBM, got BernoulliPrior"):
+            call(BernoulliPrior(4))

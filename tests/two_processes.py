@@ -1,18 +1,21 @@
-"""What two processes compute, for test_distributed.py to hold against one; run by torchrun with an output folder."""
+"""What two processes compute, for test_distributed.py to hold against one; run by torchrun."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
 
 from latentbits import RBM, LatentModel, distributed
 from latentbits.anneal import adaptive_schedule, ais, raise_log_prob
-from latentbits.config import ModelConfig
+from latentbits.config import AutoencoderConfig, Config, JointConfig, ModelConfig, RBMConfig, ValidationConfig
 from latentbits.distributions import Bits
 from latentbits.evaluate import Counts, evaluate
 from latentbits.model import build
 from latentbits.objectives import losses_of_samples
+from latentbits.train import train
 
 
 def seeded(seed):
@@ -68,16 +71,44 @@ def everything():
     return {**annealed(), **evaluated(), "gradient": gradients("vimco")}
 
 
+def small_config():
+    """All three stages on the digits, with tempered chains: 3 + 6 + 6 steps."""
+    tempered = {"chains": 20, "temperatures": 3}
+    return Config(
+        model=ModelConfig(layers=(16,), latent=8, hidden=6),
+        autoencoder=AutoencoderConfig(epochs=1, batch_size=398, scales=(2.0,)),
+        rbm=RBMConfig(cd_epochs=1, cd_steps=2, pcd_epochs=1, pcd_steps=2, batch_size=398, **tempered),
+        joint=JointConfig(epochs=2, batch_size=398, samples=4, backward_samples=2, gibbs_steps=1, **tempered),
+        validation=ValidationConfig(images=50, samples=5, ais_chains=20, ais_temperatures=10),
+    )
+
+
+def train_until(folder, stage, step, resume):
+    """Train; stop at a step of a stage, as at the end of the time that is allowed."""
+    session, check = import_module("latentbits.session").Session, None
+
+    def stop_there(self):
+        self.stop = self.stop or (self.state.stage, self.state.step) == (stage, step)
+        check(self)
+
+    check = session._checkpoint_if_due
+    with mock.patch.object(session, "_checkpoint_if_due", stop_there), distributed.processes():
+        train(small_config(), folder, resume=resume)
+
+
 def main(folder):
     """Compute in each process, and write what each has."""
     with distributed.processes():
         rank, size = distributed.world()
         result = everything() | {"world": torch.tensor([rank, size])}
         result["gathered"] = distributed.gather(torch.tensor([[rank, rank + 10]]))
-        result["any"] = torch.tensor([distributed.any_of(rank == 1), distributed.any_of(False)])
+        result["any"] = torch.tensor(distributed.any_of(rank == 1, False))
         result["of_first"] = torch.tensor(distributed.of_first(5.0 + rank))
         save_file(result, folder / f"{rank}.safetensors")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) == 2:
+        main(Path(sys.argv[1]))
+    else:
+        train_until(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), resume=sys.argv[4] == "resume")
