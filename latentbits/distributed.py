@@ -8,6 +8,7 @@ bit for bit.
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -64,6 +65,8 @@ def processes(device: str = "cpu") -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        # gloo's threads drop their last tensors a moment later, which aborts a Python that is shutting down by then
+        time.sleep(0.2)
 
 
 def share(rows: Tensor) -> Tensor:
