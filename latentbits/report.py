@@ -65,13 +65,13 @@ def evaluation_table(evaluation: Evaluation) -> Table:
             f"{row.bits_per_dimension:.4f}",
             f"{row.images:,}",
             f"{row.samples:,}" if row.samples else "",
-            f"{row.effective_sample_size:.1f}" if row.samples else "",
+            f"{row.effective_sample_size:,.{0 if row.effective_sample_size >= 100 else 1}f}" if row.samples else "",
         )
 
     log_z = evaluation.log_partition
     add("L_K, exact Z" if log_z.method == "exact" else "L_K, AIS", evaluation.likelihood)
     if evaluation.likelihood_fewer_samples:
-        add("fewer samples", evaluation.likelihood_fewer_samples)
+        add("smaller K", evaluation.likelihood_fewer_samples)
     if evaluation.likelihood_raise:
         add("RAISE", evaluation.likelihood_raise)
     table.caption = "\n".join(_captions(evaluation))

@@ -12,6 +12,7 @@ import two_processes
 from safetensors.torch import load_file
 
 from latentbits import distributed
+from latentbits.cli import UsageError, check_device
 from latentbits.config import Config, JointConfig
 from latentbits.files import load_state
 from latentbits.runs import Run, RunError
@@ -88,6 +89,14 @@ def test_shares_that_do_not_come_out_even_are_named(monkeypatch):
         distributed.share(torch.zeros(4))
     with pytest.raises(RunError, match=r"joint.batch_size: expected a multiple of 3, .* got 50"):
         check_shares(Config(joint=JointConfig(epochs=1, batch_size=50, chains=9)))
+
+
+def test_a_numbered_gpu_is_refused_for_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="expected cpu or cuda, got cuda:0"), distributed.processes("cuda:0"):
+        pass
+    with pytest.raises(UsageError, match="several processes take a GPU each"):
+        check_device("cpu:0")
 
 
 @pytest.fixture(scope="module")
