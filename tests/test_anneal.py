@@ -372,7 +372,7 @@ def test_an_interrupted_estimate_goes_on_to_the_same_result(estimator, to_path, 
         return raise_log_prob(rbm, z, 900, 1, seeded(60), progress=progress, checkpoints=checkpoints)
 
     def interrupt(share, estimate):
-        if share > 0.6:
+        if share > 0.8:  # on one thread the second block has been written down twice on its way by then
             raise InterruptionError
 
     expected = run(checkpoints=None)
@@ -382,7 +382,7 @@ def test_an_interrupted_estimate_goes_on_to_the_same_result(estimator, to_path, 
     shares = []
     resumed = run(lambda share, estimate: shares.append(share))
     assert torch.equal(resumed, expected)
-    assert shares[0] > 0.4
+    assert shares[0] > 0.6
     shares.clear()
     assert torch.equal(run(lambda share, estimate: shares.append(share)), expected)
     assert shares == []  # it had arrived

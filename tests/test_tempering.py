@@ -107,14 +107,48 @@ def test_placed_temperatures_are_refused_equally_often():
 
 
 def test_respacing_by_hand():
-    """Refusals of 0.1 and 0.3: half of the barrier, 0.2, is a third into the second interval."""
+    """Refusals of 0.1 and 0.3, with a hundredth of their mean added: half of the barrier, 0.202, is a third on."""
     tried = torch.full((2,), 1e9, dtype=torch.float64)
     betas = respace(torch.tensor([0.0, 0.5, 1.0]), Swaps(tried, tried * torch.tensor([0.1, 0.3])))
-    assert betas.tolist() == pytest.approx([0, 0.5 + 0.5 / 3, 1], abs=0.01)
+    assert betas.tolist() == pytest.approx([0, 0.5 + 0.5 * 0.1 / 0.302, 1], abs=1e-4)
     untried = Swaps(torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
     assert respace(torch.tensor([0.0, 0.4, 1.0]), untried).tolist() == pytest.approx([0, 0.4, 1])
+    half = Swaps(torch.tensor([1e9, 0.0]), torch.tensor([2.5e8, 0.0]))  # 0.25, and 0.5 where nothing is known
+    middle = 0.4 + 0.6 * 0.125 / 0.50375
+    assert respace(torch.tensor([0.0, 0.4, 1.0]), half).tolist() == pytest.approx([0, middle, 1], abs=1e-4)
     never = respace(torch.tensor([0.0, 0.4, 1.0]), Swaps(tried, torch.zeros(2, dtype=torch.float64)))
     assert (never.diff() > 0).all()
+
+
+def test_the_generator_decides():
+    """Everything that draws gives the same twice from the same seed, and something else from another."""
+    rbm = random_rbm(6, 5)
+    works = {
+        "start": lambda g: start(rbm, 50, 3, g),
+        "schedule": lambda g: tempering_schedule(rbm, 4, g),
+        "rounds": lambda g: parallel_tempering(rbm, torch.zeros(4, 50, 6), BETAS, 3, g)[0],
+        "samples": lambda g: sample_prior(rbm, 50, 3, g, temperatures=3),
+        "plain samples": lambda g: sample_prior(rbm, 50, 3, g),
+        "plain chains": lambda g: Chains(torch.zeros(50, 6)).advance(rbm, 3, g),
+        "tempered chains": lambda g: Chains.begin(rbm, torch.zeros(50, 6), 2, g).advance(rbm, 3, g),
+        "placed": lambda g: Chains.begin(rbm, torch.zeros(50, 6), 4, g).tempering.betas,
+    }
+    for name, work in works.items():
+        one, same, other = work(seeded(21)), work(seeded(21)), work(seeded(22))
+        assert torch.equal(one, same), name
+        assert not torch.equal(one, other), name
+
+
+def test_a_base_that_is_given_is_the_one_that_is_used():
+    rbm, base = random_rbm(4, 3), tensor(BASE)
+    given = start(rbm, 300, 4, seeded(23), base), tempering_schedule(rbm, 4, seeded(24), base)
+    own = start(rbm, 300, 4, seeded(23)), tempering_schedule(rbm, 4, seeded(24))
+    rbm.base_bias = base
+    fitted = start(rbm, 300, 4, seeded(23)), tempering_schedule(rbm, 4, seeded(24))
+    for one, same, other in zip(given, fitted, own, strict=True):
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+    assert given[1].dtype == torch.float64
 
 
 def test_negatives_of_tempered_chains_have_the_models_moments():
@@ -129,7 +163,9 @@ def test_negatives_of_tempered_chains_have_the_models_moments():
     expected = (exact.probabilities(machine(rbm))[:, None] * exact.states(4)).sum(0)
     assert np.abs(mean_scores(z.numpy(), expected)).max() < LIMIT
     before = chains.tempering
-    assert before.swaps.tried.sum() > 0
+    _, once = parallel_tempering(rbm, torch.zeros(5, n, 4), before.betas, 65, seeded(10))
+    assert before.swaps.tried.sum() == once.tried.sum()
+    assert before.swaps.refused.sum() == pytest.approx(float(once.refused.sum()), rel=0.2)
     chains.respace()
     assert not torch.equal(chains.tempering.betas, before.betas)
     assert chains.tempering.swaps.tried.sum() == 0
@@ -154,7 +190,10 @@ def test_chains_keep_their_base_when_the_model_gets_another():
     for means in (0.1, 0.9):
         chains = Chains.begin(rbm, torch.zeros(50, 4), 3, seeded(17))
         rbm.fit_base(torch.full((4,), means), 100)
-        after.append(chains.advance(rbm, 3, seeded(18)))
+        chains.advance(rbm, 3, seeded(18))
+        chains.respace()
+        chains = Chains.restore(chains.state(), torch.device("cpu"))
+        after.append(chains.advance(rbm, 30, seeded(18)))
         rbm.base_bias = None
     assert torch.equal(*after)
 
