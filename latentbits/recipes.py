@@ -119,5 +119,5 @@ class Recipe(NamedTuple):
 RECIPES = {
     "digits": Recipe(digits, "scikit-learn's digits", "1 minute on 2 cores"),
     "mnist-mlp": Recipe(mnist_mlp, "paper, Table 1", "26 minutes on 2 cores: 87.25 nats, valid"),
-    "mnist-rbm": Recipe(mnist_rbm, "Salakhutdinov & Murray 2008", "not run out yet"),
+    "mnist-rbm": Recipe(mnist_rbm, "Salakhutdinov & Murray 2008", "39 minutes on 1 core: 88.2 nats, valid"),
 }

@@ -69,7 +69,8 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         )
 
     log_z = evaluation.log_partition
-    add("L_K, exact Z" if log_z.method == "exact" else "L_K, AIS", evaluation.likelihood)
+    bound = "L_K, " if evaluation.likelihood.samples else ""  # an RBM over the data sums nothing out by sampling
+    add(f"{bound}{'exact Z' if log_z.method == 'exact' else 'AIS'}", evaluation.likelihood)
     if evaluation.likelihood_fewer_samples:
         add("smaller K", evaluation.likelihood_fewer_samples)
     if evaluation.likelihood_raise:
