@@ -404,15 +404,32 @@ def test_an_estimate_does_not_go_on_from_that_of_another_model(tmp_path, monkeyp
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_an_estimate_does_not_go_on_from_that_of_another_stream(tmp_path, monkeypatch):
-    """The same chains from the same bits, but a generator in another state."""
-    anneal = import_module("latentbits.anneal")
-    monkeypatch.setattr(anneal, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    rbm, z = random_rbm(4, 3), torch.zeros(100, 4)
-    base = rbm.annealing_base()
-    one, other = (anneal.anneal(rbm, z, [0.0, 0.5, 1.0], base, seeded(s), checkpoints=tmp_path) for s in (1, 2))
-    assert not torch.equal(one, other)
-    assert len(list(tmp_path.iterdir())) == 2
+@pytest.mark.parametrize("other", ["stream", "start", "weight", "visible bias", "hidden bias", "base", "path"])
+def test_an_estimate_goes_on_from_the_same_call_only(tmp_path, monkeypatch, other):
+    """One thing differs from the call whose chains were written down: these are not taken up."""
+    module = import_module("latentbits.anneal")
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    rbm = random_rbm(4, 3)
+    call = {"z": torch.zeros(100, 4), "path": [0.0, 0.5, 1.0], "base_bias": tensor(BASE)}
+
+    def run(seed, folder):
+        return module.anneal(rbm, generator=seeded(seed), checkpoints=folder, **call)
+
+    run(1, tmp_path / "nested" / "folder")
+    parameters = {"weight": rbm.weight, "visible bias": rbm.visible_bias, "hidden bias": rbm.hidden_bias}
+    if other in parameters:
+        parameters[other].data[0] += 0.1
+    call["z"] = torch.ones(100, 4) if other == "start" else call["z"]
+    call["base_bias"] = -tensor(BASE) if other == "base" else call["base_bias"]
+    call["path"] = [0.0, 0.5 + 1e-9, 1.0] if other == "path" else call["path"]
+    seed = 2 if other == "stream" else 1
+    assert torch.equal(run(seed, tmp_path / "nested" / "folder"), run(seed, None))
+    assert len(list((tmp_path / "nested" / "folder").iterdir())) == 2
+
+
+def test_nothing_is_written_in_the_first_minute(tmp_path):
+    ais(random_rbm(4, 3), 600, 500, seeded(62), checkpoints=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_gradient_is_kept():
