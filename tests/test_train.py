@@ -216,6 +216,15 @@ def test_ctrl_c_stops_at_the_step_and_resumes_bit_identical(tmp_path, monkeypatc
     assert_same_run(whole, lb.train(config, tmp_path / "run", resume=True, quiet=True))
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler: a shell that starts a background process has it ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_interrupts_at_once_and_the_run_resumes(tmp_path, monkeypatch):
     config = tiny(autoencoder={"epochs": 3, "scales": (1.0, 2.0)})
     whole = lb.train(config, tmp_path / "whole", quiet=True)
@@ -420,4 +429,4 @@ def test_checkpoint_holds_no_pickle(tmp_path):
     assert load_state(run.checkpoint)["step"] == 1
     header = run.checkpoint.read_bytes()
     length = int(np.frombuffer(header[:8], np.uint64)[0])
-    assert json.loads(header[8 : 8 + length])["__metadata__"]["format"] == "1"
+    assert json.loads(header[8 : 8 + length])["__metadata__"]["format"] == "2"
