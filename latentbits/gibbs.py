@@ -151,9 +151,9 @@ class FusedBlock:
         self.z_wide.view(n, -1, w.M).copy_(z[:, None])
         self._b, self._c, self._base = w.b.numpy(), w.c.numpy(), w.base_bias.numpy()
         self._a, self._d, self._z, self._h = (t.numpy() for t in (self.a, self.d, self.z_wide, self.h_wide))
-        slope = (w.b - w.base_bias).numpy()
-        self._slope = slope if slope.any() else _EMPTY  # a base with the same biases leaves nothing to add up
-        self._score = self.z.numpy() @ slope  # kept up to date by draw_visible
+        slope = w.b - w.base_bias
+        self._score = (self.z @ slope).numpy()  # kept up to date by draw_visible
+        self._slope = slope.numpy() if slope.any() else _EMPTY  # equal biases leave nothing to add up
 
     @property
     def z(self) -> Tensor:
