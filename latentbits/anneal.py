@@ -138,7 +138,7 @@ class _Journey:
 
     @property
     def arrived(self) -> Tensor:
-        """Log-weights of the chains at the end of the path."""
+        """Log-weights of the n chains at the end of the path, with shape (n,)."""
         return self.log_w[self.done.to(self.log_w.device) == self.steps]
 
     def save(self) -> None:

@@ -82,7 +82,7 @@ def share(rows: Tensor) -> Tensor:
 
 
 def _communicable(values: Tensor) -> Tensor:
-    """A contiguous copy where the backend wants it: NCCL has no CPU tensors."""
+    """A contiguous copy (*) where the backend wants it: NCCL has no CPU tensors."""
     return (values.cuda() if dist.get_backend() == "nccl" else values).clone(memory_format=torch.contiguous_format)
 
 

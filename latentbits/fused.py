@@ -29,7 +29,7 @@ _ELEMENTS_PER_BLOCK = 128 * 1024
 
 
 def is_on_cpu(*tensors: Tensor) -> bool:
-    """Whether the compiled loops can serve: float32 on the CPU."""
+    """Whether the compiled loops can serve tensors of any shape: float32 on the CPU."""
     return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
 
 

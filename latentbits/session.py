@@ -195,7 +195,7 @@ class Session:
             self._checkpoint_if_due()
 
     def record(self, **values: Tensor) -> None:
-        """Add a step's values to the epoch's totals."""
+        """Add a step's values, scalars, to the epoch's totals."""
         for name, value in values.items():
             self.state.totals[name] = self.state.totals.get(name, 0.0) + float(value)
 
