@@ -156,9 +156,6 @@ def train_command(args: Sequence[str]) -> int:
     return 0
 
 
-Weights = Literal["model", "autoencoder", "rbm", "joint"]
-
-
 def evaluate_run(
     run: tyro.conf.Positional[Path],
     split: Literal["test", "valid", "train"] = "test",
@@ -170,7 +167,7 @@ def evaluate_run(
     raise_images: int = Counts().raise_images,
     raise_resampled: int = Counts().raise_resampled,
     raise_temperatures: int = Counts().raise_temperatures,
-    weights: Weights = "model",
+    weights: str = "model",
     seed: int = 0,
     device: str = "cpu",
     data_dir: Path | None = None,
@@ -192,7 +189,7 @@ def evaluate_run(
         raise_images: First images of the split to run RAISE on; 0 for none.
         raise_resampled: Posterior samples with a RAISE chain of their own, for each image.
         raise_temperatures: RAISE temperatures; 0 for no RAISE.
-        weights: model (validation's choice), or autoencoder, rbm, joint for those at a stage's end.
+        weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         seed: Seed of this evaluation.
         device: Where to evaluate, such as cpu or cuda.
         data_dir: Folder with the data set's published files.
@@ -310,7 +307,7 @@ def sample_run(
     gibbs_steps: int = 1000,
     temperatures: int = 1,
     seed: int = 0,
-    weights: Weights = "model",
+    weights: str = "model",
     out: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -322,7 +319,7 @@ def sample_run(
         gibbs_steps: Length of the chains.
         temperatures: Above 1 the chains are run by parallel tempering at so many, from the base.
         seed: Seed of the chains.
-        weights: model (validation's choice), or autoencoder, rbm, joint for those at a stage's end.
+        weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         out: The picture; RUN/samples.png if not given.
         overwrite: Replace the picture if it exists.
     """

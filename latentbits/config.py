@@ -31,7 +31,10 @@ class ModelConfig(Section):
     )
     activation: Literal["elu", "relu", "leaky-relu"] = Field("elu", description="between layers")
     latent: int = Field(200, ge=1, description="latent bits M, the RBM's visible layer")
-    prior: Literal["rbm", "bernoulli"] = Field("rbm", description="RBM, or independent bits (an ablation)")
+    prior: Literal["rbm", "bernoulli", "normal"] = Field(
+        "rbm",
+        description="RBM; independent bits (an ablation); or a standard normal, which makes the latents continuous",
+    )
     hidden: int = Field(400, ge=1, description="hidden bits H of the RBM")
 
     @model_validator(mode="after")
@@ -90,10 +93,18 @@ class RBMConfig(Section):
 
 
 class JointConfig(Section):
-    """Stage 3: encoder, decoder and prior together. Skipped if epochs is 0."""
+    """Stage 3: encoder, decoder and prior together. Skipped if epochs is 0.
 
-    objective: Literal["vimco", "crws"] = Field("vimco", description="VIMCO or contrastive reweighted wake-sleep")
-    samples: int = Field(50, ge=2, description="posterior samples K for each datum")
+    The same settings describe its warm start (section ``warm_start``).
+    """
+
+    objective: Literal["vimco", "crws", "relaxed", "iwae"] = Field(
+        "vimco",
+        description="VIMCO; contrastive reweighted wake-sleep; the ELBO of one relaxed sample; or IWAE's bound, for "
+        "continuous latents",
+    )
+    samples: int = Field(50, ge=1, description="posterior samples K for each datum; 1 for relaxed, else 2 or more")
+    first_samples: int = Field(0, ge=0, description="K of the first step, from which it rises; 0 for `samples`")
     backward_samples: int = Field(
         4, ge=0, description="of the K, resampled by weight for the backward pass (unbiased); 0 carries all K"
     )
@@ -108,6 +119,11 @@ class JointConfig(Section):
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up")
+    sleep: float = Field(
+        0.0, ge=0, description="weight of a sleep phase in the encoder's loss; crws has one of weight 1 by itself"
+    )
+    relaxation: float = Field(0.2, gt=0, description="temperature of the relaxed bits, if the objective is relaxed")
+    centered: bool = Field(False, description="center the RBM's gradient")
     chains: int = Field(1000, ge=1, description="persistent chains for the negative phase")
     gibbs_steps: int = Field(5, ge=1, description="Gibbs steps between updates")
     temperatures: int = Field(
@@ -123,6 +139,17 @@ class JointConfig(Section):
         "float32", description="operands of matrix products on the CPU; sums are in float32"
     )
 
+    @model_validator(mode="after")
+    def _samples_fit_the_objective(self) -> "JointConfig":
+        if (self.objective == "relaxed") != (self.samples == 1):
+            expected = "1" if self.objective == "relaxed" else "at least 2"
+            raise ValueError(f"samples: expected {expected} for objective {self.objective}, got {self.samples}")
+        if self.first_samples == 1 or self.first_samples > self.samples:
+            raise ValueError(
+                f"first_samples: expected 0, or between 2 and samples={self.samples}, got {self.first_samples}"
+            )
+        return self
+
 
 class ValidationConfig(Section):
     """The quick estimate after an epoch, for choosing weights; `latentbits evaluate` does the careful one."""
@@ -132,6 +159,9 @@ class ValidationConfig(Section):
     samples: int = Field(100, ge=1, description="K of the bound")
     ais_chains: int = Field(500, ge=2)
     ais_temperatures: int = Field(1000, ge=1)
+    keep: int = Field(
+        0, ge=0, description="epochs of stage 3 between weights that are kept as joint-EPOCH; 0 keeps none"
+    )
 
 
 class Config(Section):
@@ -139,21 +169,35 @@ class Config(Section):
 
     recipe: str = Field("custom", description="name of the recipe that this started from")
     seed: int = Field(0, ge=0, lt=2**31)
+    weights: str = Field(
+        "", description="file of weights to begin with, such as runs/NAME/rbm.safetensors; random if empty"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     rbm: RBMConfig = RBMConfig()
+    warm_start: JointConfig = JointConfig(objective="relaxed", samples=1, epochs=0)
     joint: JointConfig = JointConfig()
     validation: ValidationConfig = ValidationConfig()
 
     @model_validator(mode="after")
     def _stages_fit_the_model(self) -> "Config":
         if self.model.network == "none":
-            if self.autoencoder.epochs or self.joint.epochs:
+            if self.autoencoder.epochs or self.warm_start.epochs or self.joint.epochs:
                 raise ValueError(
-                    "model.network=none has nothing to train in stages 1 and 3: set autoencoder.epochs=0 "
-                    "and joint.epochs=0"
+                    "model.network=none has nothing to train in stages 1 and 3: set autoencoder.epochs=0, "
+                    "warm_start.epochs=0 and joint.epochs=0"
                 )
             if self.model.prior != "rbm":
                 raise ValueError("model.network=none needs model.prior=rbm")
+        if self.model.prior == "normal" and (self.autoencoder.epochs or self.rbm.epochs or self.warm_start.epochs):
+            raise ValueError(
+                "model.prior=normal has no bits to pretrain: set autoencoder.epochs=0, rbm.cd_epochs=0, "
+                "rbm.pcd_epochs=0 and warm_start.epochs=0"
+            )
+        if self.joint.epochs and (self.model.prior == "normal") != (self.joint.objective == "iwae"):
+            raise ValueError(
+                f"joint.objective: expected iwae with model.prior=normal and another without, got "
+                f"{self.joint.objective} with {self.model.prior}"
+            )
         return self

@@ -18,9 +18,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from .config import ModelConfig
-from .distributions import Bits
+from .distributions import Bits, DiagonalNormal
 from .nets import MLP
-from .rbm import RBM, BernoulliPrior, Prior
+from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .tempering import sample_prior
 
 ELEMENTS_PER_CHUNK = 2**24
@@ -185,7 +185,7 @@ class LatentModel(nn.Module):
         self, x: Tensor, samples: int, keep: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         q = self.posterior(x)
-        B, M = q.logits.shape
+        B, M = x.shape[0], self.prior.visible
         log_sum = x.new_full((B,), -torch.inf, dtype=torch.float64)
         log_sum_squares = log_sum.clone()
         kept = x.new_zeros(keep, B, M)
@@ -235,6 +235,26 @@ class LatentModel(nn.Module):
         return self.decode(sample_prior(self.prior, n, gibbs_steps, generator, temperatures))
 
 
+class GaussianModel(LatentModel):
+    """The continuous counterpart: normal latents under a standard normal prior, a VAE or IWAE.
+
+    Arguments:
+        encoder: Data (B, D) to the posterior's means and log standard deviations, side by side (B, 2 M).
+        decoder: Latents (*, M) to logits of the data (*, D).
+        prior: A standard normal over M latents.
+    """
+
+    def posterior(self, x: Tensor) -> DiagonalNormal:  # type: ignore[override]
+        """q(z | x) for data x (B, D), a distribution over latents (B, M)."""
+        loc, log_scale = self.encoder(x).chunk(2, -1)
+        return DiagonalNormal(loc, log_scale.exp())
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """The posterior's means for data x (B, D), with shape (B, M)."""
+        return self.posterior(x.to(self.prior.visible_bias)).loc
+
+
 def build(config: ModelConfig, dimensions: int, generator: torch.Generator | None = None) -> LatentModel | RBM:
     """A model with random weights for data of the given number of dimensions D.
 
@@ -244,7 +264,10 @@ def build(config: ModelConfig, dimensions: int, generator: torch.Generator | Non
         torch.manual_seed(0 if generator is None else int(torch.randint(2**31, (), generator=generator)))
         if config.network == "none":
             return RBM(dimensions, config.hidden)
-        encoder = MLP([dimensions, *config.layers, config.latent], config.activation)
+        continuous = config.prior == "normal"
+        encoder = MLP([dimensions, *config.layers, config.latent * (2 if continuous else 1)], config.activation)
         decoder = MLP([config.latent, *reversed(config.layers), dimensions], config.activation)
+        if continuous:
+            return GaussianModel(encoder, decoder, NormalPrior(config.latent))
         prior = RBM(config.latent, config.hidden) if config.prior == "rbm" else BernoulliPrior(config.latent)
         return LatentModel(encoder, decoder, prior)

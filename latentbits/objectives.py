@@ -1,14 +1,19 @@
-r"""Learning signals from importance weights: VIMCO and contrastive reweighted wake-sleep.
+r"""Objectives of stage 3: VIMCO and contrastive reweighted wake-sleep; a relaxed ELBO and IWAE beside them.
 
-Everything is a function of the log-weights :math:`\log w_i = \log p^*(x, z_i) - \log q(z_i | x)` of K
+For the first two everything is a function of the log-weights :math:`\log w_i = \log p^*(x, z_i) - \log q(z_i | x)` of K
 posterior samples. Both objectives move decoder and prior along
 :math:`\sum_i \tilde w_i \nabla \log p(x, z_i)` with :math:`\tilde w_i = w_i / \sum_j w_j` (Eq. 5), and the
 encoder along :math:`\sum_i s_i \nabla \log q(z_i | x)`; they differ in the signals :math:`s_i`, and
 contrastive reweighted wake-sleep adds a sleep phase from the prior's persistent chains.
 
+The relaxed ELBO replaces the bits by :math:`\zeta = \sigma((a + \mathrm{logit}(u)) / \tau)`, through which a
+gradient can pass: one sample, little noise, some bias. IWAE has continuous latents and no such trouble.
+
 References:
     | Variational inference for Monte Carlo objectives (Mnih & Rezende 2016)
     | Reweighted wake-sleep (Bornschein & Bengio 2014)
+    | GumBolt: extending Gumbel trick to Boltzmann priors (Khoshaman & Amin 2018)
+    | Importance weighted autoencoders (Burda et al. 2015)
 """
 
 import math
@@ -19,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distributions import Bits
+from .distributions import Bits, standard_normal
 from .fused import bernoulli
-from .model import LatentModel, Products
+from .model import GaussianModel, LatentModel, Products
 
 
 class Signal(NamedTuple):
@@ -105,8 +110,8 @@ class Losses(NamedTuple):
     """Scalars whose gradients are the updates, and what to watch.
 
     Attributes:
-        decoder: Gradient reaches the decoder only.
-        encoder: Gradient reaches the encoder only.
+        decoder: Gradient reaches the decoder only, and where samples carry it the encoder.
+        encoder: Gradient reaches the encoder only, and in the relaxed ELBO the prior, whose positive phase it is.
         prior: Gradient reaches the prior only.
         bound: Mean over the batch of L_K + log Z, in nats.
         effective_sample_size: Mean over the batch.
@@ -129,6 +134,7 @@ def joint_losses(
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
     products: Products = nullcontext,
+    sleep_weight: float = 0.0,
 ) -> Losses:
     r"""Surrogate losses of one batch for stage 3.
 
@@ -146,12 +152,13 @@ def joint_losses(
         dropout: Probability that the encoder sees a data bit as 0; the likelihood has the data as they are.
         generator: Source of the randomness; the default generator if None.
         products: Context of the networks' matrix products; all sums over bits and samples stay outside.
+        sleep_weight: Of a sleep phase in VIMCO's encoder loss.
     """
     with products():
         a = model.encoder(drop(x, dropout, generator))
     with torch.no_grad():
         z = Bits(a.detach()).sample((samples,), generator)
-    return losses_of_samples(model, x, a, z, z_negative, objective, backward_samples, generator, products)
+    return losses_of_samples(model, x, a, z, z_negative, objective, backward_samples, generator, products, sleep_weight)
 
 
 def losses_of_samples(
@@ -164,6 +171,7 @@ def losses_of_samples(
     backward_samples: int = 0,
     generator: torch.Generator | None = None,
     products: Products = nullcontext,
+    sleep_weight: float = 0.0,
 ) -> Losses:
     """As :func:`joint_losses`, given posterior logits a (B, M) and samples z (K, B, M) from them."""
     with torch.no_grad():
@@ -180,13 +188,103 @@ def losses_of_samples(
     s_z = torch.einsum("kb,kbm->bm", s, z)
     encoder = -((s_z * a).sum(-1) - s.sum(0) * F.softplus(a).sum(-1)).mean()
     if objective == "crws":
-        encoder = encoder - sleep(model, z_negative, generator)
+        sleep_weight = 1.0  # the algorithm's own
+    if sleep_weight:
+        encoder = encoder - sleep_weight * sleep(model, z_negative, generator)
     with products():
         p_x = model.likelihood(z_kept)
     decoder = -(weights * p_x.log_prob(x)).sum(0).mean()
     prior = (weights * model.prior.free_energy(z_kept)).sum(0).mean()
     prior = prior + model.prior.log_partition_surrogate(z_negative)
     return Losses(decoder, encoder, prior, signal.bound.mean(), effective_sample_size(signal.weights).mean())
+
+
+def relaxed_losses(
+    model: LatentModel,
+    x: Tensor,
+    z_negative: Tensor,
+    relaxation: float,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+    products: Products = nullcontext,
+) -> Losses:
+    r"""The ELBO of one relaxed sample, whose gradient reaches the encoder through the sample (GumBolt's).
+
+    .. math:: \log p(x | \zeta) - F(\zeta) + H(q) - \log Z, \quad
+        \zeta = \sigma((a + \mathrm{logit}(u)) / \tau), \; u \sim U(0, 1)
+
+    The entropy H(q) is that of the bits, exactly.
+
+    Arguments:
+        model: Encoder, decoder and prior.
+        x: Data, with shape (B, D).
+        z_negative: Samples of the prior from persistent chains, with shape (N, M).
+        relaxation: The temperature; towards 0 samples become bits and gradients noise.
+        dropout: Probability that the encoder sees a data bit as 0; the likelihood has the data as they are.
+        generator: Source of the randomness; the default generator if None.
+        products: Context of the networks' matrix products.
+    """
+    with products():
+        a = model.encoder(drop(x, dropout, generator))
+    device = a.device if generator is None else generator.device
+    u = torch.rand(a.shape, generator=generator, device=device).to(a).clamp(1e-6, 1 - 1e-6)
+    zeta = torch.sigmoid((a + torch.logit(u)) / relaxation)
+    with products():
+        p_x = model.likelihood(zeta)
+    log_p, free_energy = p_x.log_prob(x), model.prior.free_energy(zeta)
+    entropy = (F.softplus(a) - a * torch.sigmoid(a)).sum(-1)
+    return Losses(
+        decoder=-log_p.mean(),
+        encoder=(free_energy - entropy).mean(),
+        prior=model.prior.log_partition_surrogate(z_negative),
+        bound=(log_p - free_energy + entropy).detach().mean(),
+        effective_sample_size=torch.ones((), device=a.device),
+    )
+
+
+def iwae_losses(
+    model: GaussianModel,
+    x: Tensor,
+    samples: int,
+    backward_samples: int = 0,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+    products: Products = nullcontext,
+) -> Losses:
+    r"""IWAE's bound for continuous latents: :math:`\sum_i \tilde w_i \nabla \log w(z_i)` through the samples z_i.
+
+    As in :func:`joint_losses`, all K are scored without gradient and some, resampled by weight, go backward.
+
+    Arguments:
+        model: Encoder, decoder and normal prior.
+        x: Data, with shape (B, D).
+        samples: K, posterior samples for each datum.
+        backward_samples: S, how many of them go backward; 0 for all K, by weight.
+        dropout: Probability that the encoder sees a data bit as 0; the likelihood has the data as they are.
+        generator: Source of the randomness; the default generator if None.
+        products: Context of the networks' matrix products.
+    """
+    with products():
+        q = model.posterior(drop(x, dropout, generator))
+    noise = standard_normal((samples, *q.loc.shape), q.loc, generator)
+    with torch.no_grad():
+        z = q.loc + q.scale * noise
+        log_w = model.log_joint(x, z, products) - q.log_prob(z)
+        weights = log_w.softmax(0)
+    kept = weights
+    if backward_samples:
+        index = resample(weights, backward_samples, generator)
+        noise = noise.gather(0, index[:, :, None].expand(-1, -1, noise.shape[2]))
+        kept = torch.full_like(index, 1, dtype=weights.dtype) / backward_samples
+    z = q.loc + q.scale * noise
+    log_w_kept = model.log_joint(x, z, products) - q.log_prob(z)
+    return Losses(
+        decoder=-(kept * log_w_kept).sum(0).mean(),
+        encoder=log_w.new_zeros(()),
+        prior=log_w.new_zeros(()),
+        bound=(log_w.logsumexp(0) - math.log(samples)).mean(),
+        effective_sample_size=effective_sample_size(weights).mean(),
+    )
 
 
 def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:

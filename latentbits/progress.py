@@ -18,6 +18,7 @@ from rich.progress import (
 STAGE_TITLES = {
     "autoencoder": "stage 1, autoencoder",
     "rbm": "stage 2, prior",
+    "warm_start": "stage 3, warm start",
     "joint": "stage 3, joint training",
 }
 _SHOWN = {

@@ -1,4 +1,4 @@
-r"""Priors over bits: the restricted Boltzmann machine, and the factorized Bernoulli for comparison.
+r"""Priors over latents: the restricted Boltzmann machine; the factorized Bernoulli and the normal for comparison.
 
 An RBM over visible bits :math:`z \in \{0, 1\}^M` and hidden bits :math:`h \in \{0, 1\}^H` has
 
@@ -12,6 +12,7 @@ with free energy :math:`F` and partition function :math:`Z`. Its conditionals fa
 :math:`p(z_i = 1 | h) = \sigma(b_i + (W h)_i)`.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distributions import Bits
+from .distributions import Bits, standard_normal
 from .fused import bernoulli, softplus_sum
 
 MOST_UNITS_TO_ENUMERATE = 25
@@ -155,6 +156,29 @@ class RBM(nn.Module):
         """A scalar whose gradient estimates that of log Z from model samples z (N, M) (Eq. 5)."""
         return -self.free_energy(z_negative).mean()
 
+    @torch.no_grad()
+    def center_gradient(self, mu: Tensor, nu: Tensor) -> None:
+        r"""Turn the parameters' gradient into that of the centered RBM, in place.
+
+        With offsets :math:`\mu, \nu` the energy is
+        :math:`-(z - \mu)^\top b' - (h - \nu)^\top c' - (z - \mu)^\top W (h - \nu)`, the same family with
+        :math:`b = b' - W \nu` and :math:`c = c' - W^\top \mu`; a step in the primed parameters is this step in ours.
+
+        Arguments:
+            mu: Offsets of the visible bits, with shape (M,).
+            nu: Offsets of the hidden bits, with shape (H,).
+
+        Raises:
+            ValueError: If there is no gradient yet.
+
+        References:
+            | How to center binary deep Boltzmann machines (Melchior, Fischer & Wiskott 2016)
+        """
+        g_W, g_b, g_c = (_gradient(p) for p in (self.weight, self.visible_bias, self.hidden_bias))
+        g_W -= torch.outer(g_b, nu) + torch.outer(mu, g_c)
+        g_b -= g_W @ nu
+        g_c -= mu @ g_W
+
     def fit_base(self, means: Tensor, count: int) -> None:
         """Start annealing from the factorized distribution with the bit means (M,) of ``count`` data."""
         self.base_bias = torch.logit(clamp_means(means.detach().double(), count)).to(self.weight.detach())
@@ -176,6 +200,12 @@ class RBM(nn.Module):
         fitted = prefix + "base_bias" in state_dict
         self.base_bias = torch.empty_like(self.visible_bias.detach()) if fitted else None
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        raise ValueError("RBM.center_gradient: the parameters have no gradient yet; call backward first")
+    return parameter.grad
 
 
 class BernoulliPrior(nn.Module):
@@ -224,4 +254,46 @@ class BernoulliPrior(nn.Module):
         return bernoulli(self.visible_bias.expand(n, -1), generator)
 
 
-Prior = RBM | BernoulliPrior
+class NormalPrior(nn.Module):
+    """A standard normal over continuous latents, with the interface of an RBM: IWAE's prior.
+
+    Attributes:
+        visible_bias: Zeros, with shape (M,), not trained. F(z) = z·z / 2 and log Z = M log(2 pi) / 2.
+    """
+
+    def __init__(self, visible: int) -> None:
+        super().__init__()
+        self.visible_bias: Tensor
+        self.register_buffer("visible_bias", torch.zeros(visible), persistent=False)
+
+    @property
+    def visible(self) -> int:
+        return self.visible_bias.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        """0: there are none."""
+        return 0
+
+    def free_energy(self, z: Tensor) -> Tensor:
+        """F(z) = z·z / 2 of latents z (*, M), in nats, with shape (*)."""
+        return z.square().sum(-1) / 2
+
+    def log_partition(self) -> Tensor:
+        """Exact log Z, in nats; a float64 scalar."""
+        return self.visible_bias.new_tensor(self.visible * math.log(2 * math.pi) / 2, dtype=torch.float64)
+
+    def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
+        """log p(z) = -F(z) - log Z of latents z (*, M), in nats, with shape (*)."""
+        return -self.free_energy(z) - log_partition
+
+    def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
+        """0: nothing is trained."""
+        return z_negative.new_zeros(())
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Exact independent samples, with shape (n, M)."""
+        return standard_normal((n, self.visible), self.visible_bias, generator)
+
+
+Prior = RBM | BernoulliPrior | NormalPrior

@@ -128,7 +128,7 @@ def learning_curves(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
         )
         axes.legend(frameon=False)
         figures["curve-autoencoder"] = figure
-    for stage in ("rbm", "joint"):
+    for stage in ("rbm", "warm_start", "joint"):
         epochs, nll = _series(rows, stage, "valid_nll")
         if epochs:
             figure, axes = _axes(STAGE_TITLES[stage], "epoch", "validation NLL, nats")

@@ -33,7 +33,7 @@ from .files import FORMAT, FileError, load_state, write_atomically
 from .model import LatentModel, build
 from .rbm import RBM
 
-STAGES = ("autoencoder", "rbm", "joint")
+STAGES = ("autoencoder", "rbm", "warm_start", "joint")
 FINISHED = "finished"
 
 
@@ -139,15 +139,7 @@ class Run:
         Raises:
             RunError: If the file is missing, damaged, or does not fit the module.
         """
-        path = self.path / f"{name}.safetensors"
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            module.load_state_dict(tensors)
-        except FileNotFoundError as error:
-            raise RunError(f"{path}: not found; the run has not come so far") from error
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise RunError(f"{path}: does not hold the weights of this run's model ({error})") from error
+        read_weights(self.path / f"{name}.safetensors", module)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
@@ -175,6 +167,22 @@ class Run:
         if len(lines) < rows:
             raise RunError(f"{self.path}/metrics.jsonl: expected at least {rows} lines, found {len(lines)}")
         write_atomically(self.path / "metrics.jsonl", "".join(lines[:rows]).encode())
+
+
+def read_weights(path: Path, module: torch.nn.Module) -> None:
+    """Read a module's weights from a safetensors file.
+
+    Raises:
+        RunError: If the file is missing, damaged, or does not fit the module.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        module.load_state_dict(tensors)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: not found; the run that it belongs to has not come so far") from error
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise RunError(f"{path}: does not hold the weights of such a model ({error})") from error
 
 
 def load(path: Path | str, weights: str = "model") -> LatentModel | RBM:

@@ -29,12 +29,12 @@ from .config import AutoencoderConfig, Config, JointConfig, RBMConfig, Validatio
 from .evaluate import fit_prior_base, quick_nll
 from .fused import bernoulli
 from .gibbs import bfloat16_products, gibbs
-from .model import LatentModel, build
+from .model import GaussianModel, LatentModel, Products, build
 from .nets import MLP, weight_matrices
-from .objectives import joint_losses
+from .objectives import Losses, iwae_losses, joint_losses, relaxed_losses
 from .progress import Display
-from .rbm import RBM, BernoulliPrior
-from .runs import FINISHED, STAGES, Run, RunError
+from .rbm import RBM, BernoulliPrior, Prior
+from .runs import FINISHED, STAGES, Run, RunError, read_weights
 from .session import (
     Session,
     State,
@@ -142,12 +142,12 @@ def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig
     return min(scales, key=lambda s: table[f"{s:g}"]), table
 
 
-def build_prior_like(prior: RBM | BernoulliPrior, seed: int) -> RBM | BernoulliPrior:
+def build_prior_like(prior: Prior, seed: int) -> RBM | BernoulliPrior:
     """A fresh prior of the same kind and size."""
     if isinstance(prior, BernoulliPrior):
         return BernoulliPrior(prior.visible).to(prior.visible_bias.device)
     rbm = RBM(prior.visible, prior.hidden, generator=torch.Generator().manual_seed(seed))
-    return rbm.to(prior.weight.device)
+    return rbm.to(prior.visible_bias.device)
 
 
 def fit_prior_briefly(prior: RBM | BernoulliPrior, logits: Tensor, whole: Config) -> None:
@@ -165,17 +165,17 @@ def fit_prior_briefly(prior: RBM | BernoulliPrior, logits: Tensor, whole: Config
 
 
 @torch.no_grad()
-def start_biases(prior: RBM | BernoulliPrior, means: Tensor, count: int) -> None:
+def start_biases(prior: Prior, means: Tensor, count: int) -> None:
     """Set the visible biases to the log-odds of the bits' means (M,), as if the weights were zero."""
     if isinstance(prior, BernoulliPrior):
         prior.fit_means(means, count)
-    else:
+    elif isinstance(prior, RBM):
         prior.fit_base(means, count)
         assert prior.base_bias is not None
         prior.visible_bias.copy_(prior.base_bias)
 
 
-def contrastive_step(prior: RBM | BernoulliPrior, optimizer: Optimizer, z: Tensor, z_negative: Tensor) -> Tensor:
+def contrastive_step(prior: Prior, optimizer: Optimizer, z: Tensor, z_negative: Tensor) -> Tensor:
     """One ascent step on log p(z) (B, M) with model samples (N, M); returns the free-energy gap, a scalar."""
     loss = prior.free_energy(z).mean() + prior.log_partition_surrogate(z_negative)
     optimizer.zero_grad()
@@ -242,11 +242,38 @@ def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float |
         return {}
     nll, error = quick_nll(state.evaluated, splits.valid, splits.train, config.validation, config.seed)
     session.consider(nll)
+    if config.validation.keep and state.stage == "joint" and epoch % config.validation.keep == 0:
+        session.save_weights(
+            f"joint-{epoch:04d}", {"stage": "joint", "step": str(state.step), "valid_nll": f"{nll:.4f}"}
+        )
     return {"valid_nll": nll, "log_partition_error": error}
 
 
-def train_joint(session: Session, model: LatentModel, config: JointConfig) -> None:
-    """Stage 3: encoder, decoder and prior by VIMCO or contrastive reweighted wake-sleep."""
+def samples_at(step: int, steps: int, config: JointConfig) -> int:
+    """K of a step: it rises geometrically from ``first_samples`` to ``samples``, which the last half has."""
+    if not config.first_samples:
+        return config.samples
+    share = min(1.0, 2 * step / steps)
+    return round(config.first_samples * math.pow(config.samples / config.first_samples, share))
+
+
+def stage_losses(
+    model: LatentModel, x: Tensor, z_negative: Tensor, config: JointConfig, samples: int, generator: torch.Generator,
+    products: Products,
+) -> Losses:  # fmt: skip
+    """The losses of a batch x (B, D) by the objective that the configuration names."""
+    if config.objective == "relaxed":
+        return relaxed_losses(model, x, z_negative, config.relaxation, config.dropout, generator, products)
+    if isinstance(model, GaussianModel):
+        return iwae_losses(model, x, samples, config.backward_samples, config.dropout, generator, products)
+    return joint_losses(
+        model, x, z_negative, config.objective, samples, config.backward_samples,
+        config.dropout, generator, products, config.sleep,
+    )  # fmt: skip
+
+
+def train_joint(session: Session, model: LatentModel, config: JointConfig, stage: str = "joint") -> None:
+    """Stage 3, or its warm start: encoder, decoder and prior together."""
     state, splits, prior = session.state, session.splits, model.prior
     make = Adam if config.optimizer == "adam" else Adamax
     nets = make(
@@ -256,7 +283,7 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig) -> No
         ]
     )
     sgd = SGD([_group(prior.parameters(), config.prior_learning_rate)])
-    state.begin("joint", {"nets": nets, "prior": sgd}, config.average)
+    state.begin(stage, {"nets": nets, "prior": sgd}, config.average)
     if state.step == 0:
         first = torch.arange(config.chains) % len(splits.train)
         with torch.no_grad():
@@ -267,7 +294,7 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig) -> No
     products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
 
     for batch in session.batches(
-        "joint",
+        stage,
         splits.train,
         config.epochs,
         config.batch_size,
@@ -278,16 +305,17 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig) -> No
         set_rates(sgd, factor)
         assert state.chains is not None
         z_negative = state.chains.advance(prior, config.gibbs_steps, state.generator)
-        losses = joint_losses(
-            model, batch.float(), z_negative, config.objective, config.samples, config.backward_samples,
-            config.dropout, state.generator, products,
-        )  # fmt: skip
+        K = samples_at(state.step, steps, config)
+        losses = stage_losses(model, batch.float(), z_negative, config, K, state.generator, products)
         nets.zero_grad()
         sgd.zero_grad()
         with products():
             (losses.decoder + losses.encoder).backward()
-        losses.prior.backward()
+        if losses.prior.requires_grad:
+            losses.prior.backward()
         distributed.average_gradients(model.parameters())
+        if config.centered and isinstance(prior, RBM):
+            center(prior, z_negative)
         nets.step()
         sgd.step()
         shrink(model, config.weight_decay * factor)
@@ -299,6 +327,14 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig) -> No
             free_energy_gap=losses.prior.detach(),
             effective_sample_size=losses.effective_sample_size,
         )
+
+
+@torch.no_grad()
+def center(prior: RBM, z_negative: Tensor) -> None:
+    """Center the prior's gradient at the chains' mean bits; z_negative (N, M) is this process's share of them."""
+    means = torch.cat([z_negative.mean(0), prior.hidden_logits(z_negative).sigmoid().mean(0)])
+    means = distributed.total(means) / distributed.world().size
+    prior.center_gradient(*means.split([prior.visible, prior.hidden]))
 
 
 @torch.no_grad()
@@ -372,7 +408,7 @@ def check_shares(config: Config) -> None:
     processes = distributed.world().size
     problems = [
         f"{section}.{name}: expected a multiple of {processes}, the number of processes, got {value}"
-        for section in ("autoencoder", "rbm", "joint")
+        for section in ("autoencoder", "rbm", "warm_start", "joint")
         if getattr(config, section).epochs
         for name in ("batch_size", "chains")
         if (value := getattr(getattr(config, section), name, 0)) % processes
@@ -405,6 +441,8 @@ def new_state(config: Config, splits: data.Splits) -> State:
         assert isinstance(model.decoder, MLP)
         with torch.no_grad():
             model.decoder.last.bias.copy_(splits.mean_logits())
+    if config.weights:
+        read_weights(Path(config.weights), model)
     return State(model, generator)
 
 
@@ -420,6 +458,9 @@ def run_stages(session: Session) -> None:
     if done <= 1 and config.rbm.epochs:
         train_rbm(session, config.rbm)
         end_stage(session, "rbm")
+    if done <= 2 and config.warm_start.epochs and isinstance(model, LatentModel):
+        train_joint(session, model, config.warm_start, "warm_start")
+        end_stage(session, "warm_start")
     if config.joint.epochs and isinstance(model, LatentModel):
         train_joint(session, model, config.joint)
         end_stage(session, "joint")
