@@ -15,6 +15,7 @@ and has a generator of its own, gradients are averaged, and the first process wr
 
 import contextlib
 import copy
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -382,16 +383,21 @@ def train(
     check_shares(config)
     splits = data.load(config.data.name, data_dir).to(device)
     state, is_first = new_state(config, splits), distributed.world().is_first
+    begins = folder is None or not folder.checkpoint.is_file()
+    if begins and config.weights:
+        read_weights(Path(config.weights), state.model)
     if folder is None:
         folder = Run.create(run, config) if is_first else Run(run)
     with folder.lock() if is_first else contextlib.nullcontext(), Display(quiet or not is_first) as display:
-        if resume and folder.checkpoint.is_file():
+        if not begins:
             state.restore(folder.checkpoint)
             check_origin(state.origin, origin(config, splits), folder.checkpoint, display)
         if is_first:
             folder.truncate_metrics(state.rows)
         deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         session = Session(folder, config, state, splits, deadline, display)
+        if begins and config.weights:
+            note_weights(session, Path(config.weights))
         distributed.wait()  # for the folder, and for all to have read the checkpoint before one replaces it
         with stop_on_interrupt(session), contextlib.suppress(Stopped):
             run_stages(session)
@@ -441,9 +447,15 @@ def new_state(config: Config, splits: data.Splits) -> State:
         assert isinstance(model.decoder, MLP)
         with torch.no_grad():
             model.decoder.last.bias.copy_(splits.mean_logits())
-    if config.weights:
-        read_weights(Path(config.weights), model)
     return State(model, generator)
+
+
+def note_weights(session: Session, path: Path) -> None:
+    """Write down which weights the run began with."""
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    if session.is_first:
+        session.run.append_metrics({"stage": "start", "weights": str(path), "sha256": checksum})
+    session.state.rows += 1
 
 
 def run_stages(session: Session) -> None:

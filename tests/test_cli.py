@@ -118,9 +118,21 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys):
         (["train", "digit"], ["recipe: expected one of digits,", "did you mean digits?"]),
         (
             ["train", "digits", "--joint.samples", "1", "--rbm.momentum", "2", "--seed", "-1"],
-            ["--joint.samples: Input should be greater", "--rbm.momentum: Input", "--seed: Input", "got -1"],
+            [
+                "--joint: samples: expected at least 2 for objective vimco, got 1",
+                "--rbm.momentum: Input",
+                "--seed: Input",
+                "got -1",
+            ],
         ),
         (["train", "digits", "--model.layers", "0"], ["layers: widths must be at least 1, got (0,)"]),
+        (["train", "digits", "--model.prior", "normal"], ["model.prior=normal has no bits to pretrain"]),
+        (["train", "digits", "--joint.objective", "iwae"], ["joint.objective: expected iwae with model.prior=normal"]),
+        (
+            ["train", "digits", "--joint.first-samples", "90"],
+            ["first_samples: expected 0, or between 2 and samples=20"],
+        ),
+        (["train", "digits", "--weights", "/nowhere/rbm.safetensors"], ["/nowhere/rbm.safetensors: not found"]),
         (["train", "digits", "--model.network", "none"], ["nothing to train in stages 1 and 3"]),
         (["train", "digits", "--max-minutes", "-1"], ["--max-minutes: expected a positive number, got -1"]),
         (["train", "mnist-mlp", "--data-dir", "/nowhere"], ["binarized_mnist_train.amat", "--data-dir"]),

@@ -303,3 +303,26 @@ def test_drop_keeps_the_mean_and_the_share():
     share = float((dropped == 0).float().mean())
     assert abs(share - 0.2) < LIMIT * math.sqrt(0.2 * 0.8 / x.numel())
     assert drop(x, 0.0, None) is x
+
+
+def test_sleep_adds_its_gradient_to_vimcos(model, x):
+    """Averaged over dreams: weight times the enumerated sleep expectation, and nothing in the other parts."""
+    twin, _ = exact_tables(model, x)
+    rbm = (twin.prior.weight, twin.prior.visible_bias, twin.prior.hidden_bias)
+    phase = exact_latent.sleep(twin.encoder, twin.decoder, rbm, D)
+    expected = -0.3 * flat(torch.autograd.grad(phase, list(twin.encoder.parameters())))
+    p = exact_latent.prior_table(*(q.detach().double() for q in rbm))
+    a = model.encoder(x)
+    z = Bits(a.detach()).sample((K,), seeded(0))
+    generator, rows = seeded(1), []
+    for _ in range(40):
+        z_negative = exact_latent.states(M).float()[torch.multinomial(p, 5000, replacement=True, generator=generator)]
+        plain, slept = (
+            losses_of_samples(model, x, a, z, z_negative, "vimco", generator=generator, sleep_weight=weight)
+            for weight in (0.0, 0.3)
+        )
+        assert torch.equal(plain.decoder, slept.decoder)
+        assert torch.equal(plain.prior, slept.prior)
+        difference = slept.encoder - plain.encoder
+        rows.append(flat(torch.autograd.grad(difference, list(model.encoder.parameters()), retain_graph=True)))
+    assert np.abs(mean_scores(np.stack(rows), expected)).max() < LIMIT

@@ -294,3 +294,33 @@ def test_initial_weights_are_small_unless_asked_otherwise():
     """20,000 draws give a standard deviation to 0.5 %."""
     assert float(RBM(200, 100, generator=seeded(8)).weight.detach().std()) == pytest.approx(0.01, rel=0.03)
     assert float(RBM(200, 100, 0.5, seeded(8)).weight.detach().std()) == pytest.approx(0.5, rel=0.03)
+
+
+def test_centered_gradient_is_that_of_the_centered_parameters():
+    """Autograd through the primed parameters; a step in them, carried over, is the step that we make."""
+    rbm = random_rbm(4, 3)
+    data, negatives = bits(4)[[1, 1, 7, 9]], bits(4)[[0, 3, 8, 15]]
+    mu, nu = torch.tensor([0.2, 0.9, 0.5, 0.4]), torch.tensor([0.7, 0.1, 0.3])
+    W, b, c = (p.detach().double() for p in rbm.parameters())
+    primed = [W, b + W @ nu.double(), c + W.T @ mu.double()]
+    for p in primed:
+        p.requires_grad_()
+
+    def energy(z):
+        """Centered, summed over h by enumeration: -log sum_h exp(-E(z, h))."""
+        z, h = z.double(), bits(3).double()
+        zc, hc = z - mu, h - nu
+        terms = (zc @ primed[1])[:, None] + (hc @ primed[2])[None] + zc @ primed[0] @ hc.T
+        return -terms.exp().sum(1).log()
+
+    steps = torch.autograd.grad(energy(data).mean() - energy(negatives).mean(), primed)
+    expected = [steps[0], steps[1] - steps[0] @ nu.double(), steps[2] - steps[0].T @ mu.double()]
+    (rbm.free_energy(data).mean() + rbm.log_partition_surrogate(negatives)).backward()
+    rbm.center_gradient(mu, nu)
+    for p, step in zip(rbm.parameters(), expected, strict=True):
+        np.testing.assert_allclose(p.grad, step, **CLOSE)
+
+
+def test_centering_without_a_gradient_is_refused():
+    with pytest.raises(ValueError, match="no gradient yet; call backward first"):
+        random_rbm(3, 2).center_gradient(torch.zeros(3), torch.zeros(2))

@@ -1,5 +1,6 @@
 """Training: schedules, the conversion, and that a run is a function of its configuration."""
 
+import hashlib
 import json
 import math
 import signal
@@ -28,6 +29,7 @@ from latentbits.train import (
     cd_steps,
     new_state,
     rate_factor,
+    samples_at,
     scale_logits,
     shrink,
     soft_binarize,
@@ -68,6 +70,16 @@ def assert_same_run(one, other):
     assert without_seconds(one.metrics()) == without_seconds(other.metrics())
 
 
+def continuous(**changes):
+    """Stage 3 alone, of a model with normal latents."""
+    return tiny(
+        model={"prior": "normal"},
+        autoencoder={"epochs": 0},
+        rbm={"cd_epochs": 0, "pcd_epochs": 0},
+        joint={"objective": "iwae", **changes},
+    )
+
+
 @pytest.mark.parametrize(("objective", "temperatures"), [("vimco", 1), ("crws", 3)])
 def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objective, temperatures):
     config = tiny(
@@ -79,7 +91,11 @@ def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objectiv
             "dropout": 0.1,
             "epochs": 2,
             "optimizer": "adamax",
+            "sleep": 0.5,
+            "centered": True,
+            "first_samples": 2,
         },
+        warm_start={"epochs": 1, "batch_size": 399, "chains": 30, "gibbs_steps": 2},
         validation={"every": 2},
     )
     whole = lb.train(config, tmp_path / "whole", quiet=True)
@@ -134,6 +150,8 @@ def test_evaluated_weights_are_those_with_the_best_validation(tmp_path, monkeypa
         ({"joint": {"epochs": 0}}, ["autoencoder", "conversion", "rbm"]),
         ({"rbm": {"cd_epochs": 0, "pcd_epochs": 0}}, ["autoencoder", "conversion", "joint"]),
         ({"model": {"prior": "bernoulli"}}, ["autoencoder", "conversion", "rbm", "joint"]),
+        ({"warm_start": {"epochs": 1}}, ["autoencoder", "conversion", "rbm", "warm_start", "joint"]),
+        ({"warm_start": {"epochs": 1}, "joint": {"epochs": 0}}, ["autoencoder", "conversion", "rbm", "warm_start"]),
     ],
 )
 def test_each_stage_can_be_skipped(tmp_path, changes, stages):
@@ -430,3 +448,59 @@ def test_checkpoint_holds_no_pickle(tmp_path):
     header = run.checkpoint.read_bytes()
     length = int(np.frombuffer(header[:8], np.uint64)[0])
     assert json.loads(header[8 : 8 + length])["__metadata__"]["format"] == "2"
+
+
+def test_continuous_latents_train_and_resume(tmp_path):
+    config = continuous(epochs=30, batch_size=50, encoder_learning_rate=3e-3, decoder_learning_rate=3e-3)
+    whole = lb.train(config, tmp_path / "whole", quiet=True)
+    parts = lb.train(config, tmp_path / "parts", max_minutes=0.01, quiet=True)
+    while not parts.finished:
+        lb.train(config, tmp_path / "parts", resume=True, max_minutes=0.01, quiet=True)
+    assert_same_run(whole, parts)
+    nll = [row["valid_nll"] for row in whole.metrics()]
+    assert nll[-1] < nll[0] - 1
+    assert lb.load(whole.path).encode(torch.zeros(2, 64)).shape == (2, 8)
+
+
+def test_samples_rise_to_their_number():
+    config = JointConfig(samples=50, first_samples=5)
+    assert [samples_at(step, 100, config) for step in (0, 25, 50, 99)] == [5, 16, 50, 50]
+    assert samples_at(0, 100, JointConfig(samples=50)) == 50
+
+
+def test_a_run_can_begin_with_anothers_weights(tmp_path):
+    """Its first epoch starts where the other's stage 2 ended; what they were is written down."""
+    one = lb.train(tiny(), tmp_path / "one", quiet=True)
+    begin = {"autoencoder": {"epochs": 0}, "rbm": {"cd_epochs": 0, "pcd_epochs": 0}, "joint": {"epochs": 0}}
+    path = one.path / "rbm.safetensors"
+    config = tiny(**begin).model_copy(update={"weights": str(path)})
+    other = lb.train(config, tmp_path / "other", quiet=True)
+    for name, tensor in load_file(path).items():
+        assert torch.equal(load_file(other.path / "model.safetensors")[name], tensor)
+    assert other.metrics() == [
+        {"stage": "start", "weights": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    ]
+    with pytest.raises(lb.RunError, match="does not hold the weights of such a model"):
+        lb.train(config.model_copy(update={"model": ModelConfig(layers=(3,))}), tmp_path / "third", quiet=True)
+    assert not (tmp_path / "third").exists()
+
+
+def test_weights_are_kept_every_so_many_epochs(tmp_path):
+    config = tiny(joint={"epochs": 5, "average": 0.5}, validation={"keep": 2})
+    run = lb.train(config, tmp_path / "run", quiet=True)
+    kept = sorted(path.name for path in run.path.glob("joint-*.safetensors"))
+    assert kept == ["joint-0002.safetensors", "joint-0004.safetensors"]
+    assert run.weights_origin("joint-0004")["stage"] == "joint"
+    assert not torch.equal(*(load_file(run.path / name)["prior.weight"] for name in kept))
+    assert isinstance(lb.load(run.path, "joint-0002"), lb.LatentModel)
+
+
+def test_centering_changes_the_way_and_sleep_the_encoder(tmp_path):
+    """Only where asked: the prior's step differs with `centered`, the encoder's with `sleep`."""
+    runs = {
+        name: lb.train(tiny(joint=changes), tmp_path / name, quiet=True)
+        for name, changes in (("plain", {}), ("centered", {"centered": True}), ("sleep", {"sleep": 0.7}))
+    }
+    tensors = {name: load_file(run.path / "joint.safetensors") for name, run in runs.items()}
+    assert not torch.equal(tensors["plain"]["prior.weight"], tensors["centered"]["prior.weight"])
+    assert not torch.equal(tensors["plain"]["encoder.0.weight"], tensors["sleep"]["encoder.0.weight"])

@@ -1,0 +1,163 @@
+"""Objectives whose gradient passes through the samples, against integrals over their noise on a grid."""
+
+import copy
+import math
+
+import exact_latent
+import numpy as np
+import pytest
+import torch
+from checks import LIMIT, mean_scores, random_rbm, seeded
+from test_objectives import flat
+
+from latentbits import LatentModel
+from latentbits.config import ModelConfig
+from latentbits.distributions import DiagonalNormal
+from latentbits.model import GaussianModel, build
+from latentbits.nets import MLP
+from latentbits.objectives import iwae_losses, relaxed_losses
+from latentbits.rbm import NormalPrior
+
+D, M, H = 3, 2, 2
+X = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+
+
+def enlarge(model, factor):
+    with torch.no_grad():
+        for net in (model.encoder, model.decoder):
+            for p in net.parameters():
+                p.mul_(factor)
+    return model
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return enlarge(LatentModel(MLP([D, 4, M]), MLP([M, 4, D]), random_rbm(M, H, 0, scale=1.0)), 2.0)
+
+
+@pytest.fixture
+def continuous():
+    torch.manual_seed(1)
+    return enlarge(GaussianModel(MLP([D, 4, 2]), MLP([1, 4, D]), NormalPrior(1)), 1.5)
+
+
+def log_bernoulli(logits, x):
+    p = 1 / (1 + torch.exp(-logits))
+    return torch.where(x > 0.5, p, 1 - p).log().sum(-1)
+
+
+def relaxed_elbo(model, tau, points=300):
+    """Mean over X of the relaxed ELBO, by the midpoint rule over both bits' noise; gradients by autograd."""
+    u = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    u = torch.cartesian_prod(u, u)[:, None]  # (points^2, 1, M)
+    x = X.double()
+    a = model.encoder(x)
+    zeta = 1 / (1 + torch.exp(-(a + (u / (1 - u)).log()) / tau))
+    W, b, c = model.prior.weight, model.prior.visible_bias, model.prior.hidden_bias
+    terms = [zeta @ b + (zeta @ W + c) @ h for h in exact_latent.states(H)]
+    negative_free_energy = torch.stack(terms).exp().sum(0).log()
+    q = 1 / (1 + torch.exp(-a))
+    entropy = -(q * q.log() + (1 - q) * (1 - q).log()).sum(-1)
+    joint = [(z @ b + (z @ W + c) @ h).exp() for z in exact_latent.states(M) for h in exact_latent.states(H)]
+    inner = log_bernoulli(model.decoder(zeta), x) + negative_free_energy
+    return (inner.mean(0) + entropy).mean() - torch.stack(joint).sum().log()
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0])
+def test_relaxed_elbo_in_expectation(model, tau):
+    twin = copy.deepcopy(model).double()
+    elbo = relaxed_elbo(twin, tau)
+    expected = -flat(torch.autograd.grad(elbo, list(twin.parameters())))
+    p = exact_latent.prior_table(*(q.detach().double() for q in model.prior.parameters()))
+    generator, rows, bounds = seeded(0), [], []
+    for _ in range(40):
+        z_negative = exact_latent.states(M).float()[torch.multinomial(p, 4000, replacement=True, generator=generator)]
+        losses = relaxed_losses(model, X.repeat(2000, 1), z_negative, tau, generator=generator)
+        total = losses.decoder + losses.encoder + losses.prior
+        rows.append(flat(torch.autograd.grad(total, list(model.parameters()))))
+        bounds.append(float(losses.bound))
+    assert np.abs(mean_scores(np.stack(rows), expected)).max() < LIMIT
+    log_z = float(model.prior.log_partition())
+    assert abs(mean_scores(np.array(bounds), float(elbo.detach()) + log_z)) < LIMIT
+
+
+def test_the_relaxed_elbo_tends_to_that_of_the_bits(model):
+    """Enumerated E_q log p*(x, z) + H(q), which a lower temperature comes closer to."""
+    enlarge(model, 2.0)
+    twin = copy.deepcopy(model).double()
+    tables = exact_latent.Tables(twin.encoder, twin.decoder, tuple(twin.prior.parameters()), X.double())
+    exact = float((tables.q * tables.weights().log()).sum(1).mean().detach())
+    gaps = []
+    for tau in (1.0, 0.05):
+        # two million samples: an error of half a thousandth
+        losses = relaxed_losses(model, X.repeat(1_000_000, 1), torch.zeros(1, M), tau, generator=seeded(1))
+        gaps.append(abs(float(losses.bound) - float(model.prior.log_partition()) - exact))
+    assert gaps[1] < 0.005
+    assert gaps[1] < 0.3 * gaps[0]
+
+
+def iwae_bound(model, K, points=400):
+    """Mean over X of L_K by the trapezoid rule over the K samples' noise (one latent)."""
+    node = torch.linspace(-7, 7, points, dtype=torch.float64)
+    grid = torch.cartesian_prod(*[node] * K)  # (points^K, K)
+    probability = torch.exp(-grid.square().sum(-1) / 2)
+    probability = probability / probability.sum()
+    x = X.double()
+    loc, log_scale = model.encoder(x).chunk(2, -1)  # (B, 1)
+    z = loc + log_scale.exp() * grid[:, :, None, None]  # (points^K, K, B, 1)
+    log_q = (-grid.square() / 2 - math.log(2 * math.pi) / 2)[:, :, None] - log_scale[:, 0]
+    log_p = -z[..., 0].square() / 2 - math.log(2 * math.pi) / 2
+    w = (log_bernoulli(model.decoder(z), x) + log_p - log_q).exp()
+    return (probability[:, None] * w.mean(1).log()).sum(0).mean()
+
+
+@pytest.mark.parametrize("backward_samples", [0, 1, 2])
+def test_iwae_gradient_in_expectation(continuous, backward_samples):
+    K = 2
+    twin = copy.deepcopy(continuous).double()
+    bound = iwae_bound(twin, K)
+    expected = -flat(torch.autograd.grad(bound, list(twin.parameters())))
+    generator, rows, bounds = seeded(2), [], []
+    for _ in range(40):
+        losses = iwae_losses(continuous, X.repeat(4000, 1), K, backward_samples, generator=generator)
+        rows.append(flat(torch.autograd.grad(losses.decoder, list(continuous.parameters()))))
+        bounds.append(float(losses.bound))
+    assert np.abs(mean_scores(np.stack(rows), expected)).max() < LIMIT
+    assert abs(mean_scores(np.array(bounds), float(bound.detach()) + math.log(2 * math.pi) / 2)) < LIMIT
+
+
+def test_importance_sums_of_continuous_latents_reach_log_prob(continuous):
+    """p(x) of one latent by the trapezoid rule."""
+    z = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+    decoder = copy.deepcopy(continuous.decoder).double()
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    with torch.no_grad():
+        p = [torch.trapezoid(log_bernoulli(decoder(z[:, None]), x).exp() * density, z) for x in X.double()]
+    exact = torch.stack(p).log()
+    sums = continuous.importance_sums(X, 50_000, generator=seeded(3))
+    found = sums.log_mean - continuous.prior.log_partition()
+    assert (sums.variance.sqrt() < 0.01).all()
+    assert ((found - exact).abs() < LIMIT * sums.variance.sqrt() + 1e-5).all()
+
+
+def test_normal_prior_and_posterior_are_pytorchs(continuous):
+    z = torch.randn(50, 4, generator=seeded(4))
+    prior = NormalPrior(4)
+    reference = torch.distributions.MultivariateNormal(torch.zeros(4), torch.eye(4))
+    torch.testing.assert_close(prior.log_prob(z, float(prior.log_partition())), reference.log_prob(z))
+    q = DiagonalNormal(torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 3.0]]))
+    sample = q.sample((20_000,), seeded(5))[:, 0].double().numpy()
+    assert np.abs(mean_scores(sample, [1.0, -2.0])).max() < LIMIT
+    assert sample.std(0) == pytest.approx([0.5, 3.0], rel=0.03)
+    assert torch.equal(q.sample((3,), seeded(6)), q.sample((3,), seeded(6)))
+
+
+def test_a_continuous_model_is_built_sampled_and_encoded():
+    model = build(ModelConfig(layers=(5,), latent=4, prior="normal"), 6, seeded(0))
+    assert isinstance(model, GaussianModel)
+    x = torch.ones(3, 6)
+    assert model.encode(x).shape == (3, 4)
+    torch.testing.assert_close(model.encode(x), model.posterior(x).mean.detach())
+    assert model.sample(7, generator=seeded(1)).shape == (7, 6)
+    assert not list(model.prior.parameters())
