@@ -23,8 +23,8 @@ from rich.table import Table
 from scaling import draw, scaling
 from side_by_side import ais_agreement, ais_group, alternate, gibbs_group, summarize, vimco_group
 
-from latentbits.cli import provenance
 from latentbits.files import write_json
+from latentbits.records import provenance
 
 console = Console(highlight=False)
 

@@ -17,10 +17,10 @@ from .data import load as load_data
 from .evaluate import Counts, Evaluation, evaluate
 from .fused import bernoulli
 from .gibbs import gibbs, random_bits
-from .model import LatentModel
+from .model import GaussianModel, LatentModel
 from .objectives import Signal, resample, vimco, wake
-from .rbm import RBM, BernoulliPrior
-from .runs import Run, RunError, load
+from .rbm import RBM, BernoulliPrior, NormalPrior
+from .runs import PRETRAINED, Run, RunError, load, load_pretrained
 from .session import TrainingError
 from .tempering import parallel_tempering, sample_prior, tempering_schedule
 from .train import train
@@ -28,6 +28,7 @@ from .train import train
 __version__ = "0.1.0"
 
 __all__ = [
+    "PRETRAINED",
     "RBM",
     "AISEstimate",
     "BernoulliPrior",
@@ -35,7 +36,9 @@ __all__ = [
     "Counts",
     "DataError",
     "Evaluation",
+    "GaussianModel",
     "LatentModel",
+    "NormalPrior",
     "Run",
     "RunError",
     "Signal",
@@ -50,6 +53,7 @@ __all__ = [
     "linear_schedule",
     "load",
     "load_data",
+    "load_pretrained",
     "parallel_tempering",
     "raise_log_prob",
     "random_bits",

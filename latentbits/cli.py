@@ -5,15 +5,10 @@ import difflib
 import io
 import json
 import os
-import platform
-import resource
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,11 +21,12 @@ from rich.table import Table
 from . import __version__, data, distributed
 from .config import Config
 from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
-from .files import FileError, write_atomically, write_json
+from .files import FileError, write_atomically
 from .progress import Display
 from .rbm import RBM
 from .recipes import RECIPES
-from .runs import Run, load
+from .records import evaluation_record, keep_evaluation
+from .runs import PRETRAINED, Run, load, pretrained_path
 from .session import TrainingError
 from .train import train
 
@@ -217,35 +213,63 @@ def evaluate_run(
         with Display(quiet=not is_first) as display:
             generator = torch.Generator(device).manual_seed(seed)
             evaluation = evaluate(model, x[:images], split, counts, schedule, generator, display.share, unfinished)
-        origin = provenance()
+        counted, seconds = (len(x[:images]), len(x)), time.monotonic() - started
+        record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds)
     if not is_first:
         return
-    record = {
-        "evaluation": evaluation.model_dump(exclude_none=True),
-        "recipe": folder.config.recipe,
-        "config": folder.config.model_dump(),
-        "weights": {"file": weights, **folder.weights_origin(weights)},
-        "images": f"first {len(x[:images]):,} of {len(x):,}" if images else f"all {len(x):,}",
-        "training_seconds": (folder.metrics() or [{}])[-1].get("seconds"),
-        "wall_seconds": round(time.monotonic() - started, 1),
-        "seed": seed,
-        "data_checksum": splits.checksum,
-        **origin,
-    }
     keep_evaluation(folder, record, out)
     shutil.rmtree(unfinished, ignore_errors=True)
     console.print(evaluation_table(evaluation))
     say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
 
 
-def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> None:
-    """Write an evaluation's record: as the run's last, at the end of its list, and where it is wanted besides."""
-    write_json(folder.path / "evaluation.json", record)
-    with open(folder.path / "evaluations.jsonl", "a") as stream:
-        stream.write(json.dumps(record) + "\n")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, record)
+def curve_run(
+    run: tyro.conf.Positional[Path],
+    split: Literal["test", "valid", "train"] = "valid",
+    images: int | None = None,
+    samples: int = Counts().samples,
+    chains: int = Counts().chains,
+    temperatures: int = 5000,
+    seed: int = 0,
+    device: str = "cpu",
+    data_dir: Path | None = None,
+) -> None:
+    """Evaluate the weights that a run kept along the way: the likelihood against epochs and time.
+
+    Adds a line to RUN/curve-SPLIT.jsonl for each of the weights that --validation.keep left and that has none yet;
+    `latentbits report` draws them.
+
+    Args:
+        run: The run folder.
+        split: Images to evaluate on.
+        images: First images of the split; all if not given.
+        samples: K, posterior samples for each image.
+        chains: AIS chains.
+        temperatures: AIS temperatures, placed by an independent pilot run.
+        seed: Seed of each evaluation, so that they share their random numbers.
+        device: Where to evaluate, such as cpu or cuda.
+        data_dir: Folder with the data set's published files.
+    """
+    folder = Run.open(run)
+    check_device(device)
+    seconds_at = {row["epoch"]: row["seconds"] for row in folder.metrics() if row["stage"] == "joint"}
+    done = {row["weights"]["file"] for row in folder.curve(split)}
+    names = [name for name in folder.kept() if name not in done]
+    if not names and not done:
+        raise UsageError(f"{folder.path}: keeps no weights along the way; train with --validation.keep EPOCHS")
+    splits = data.load(folder.config.data.name, data_dir)
+    x, counts = getattr(splits, split), Counts(samples, chains, temperatures, raise_images=0)
+    for name in names:
+        started, generator = time.monotonic(), torch.Generator(device).manual_seed(seed)
+        with Display() as display:
+            model = load(run, name).to(device)
+            evaluation = evaluate(model, x[:images], split, counts, generator=generator, report=display.share)
+        counted, seconds = (len(x[:images]), len(x)), time.monotonic() - started
+        epoch = int(name.removeprefix("joint-"))
+        record = evaluation_record(folder, name, evaluation, counted, seed, splits, seconds)
+        folder.append_curve(split, {"epoch": epoch, "seconds": seconds_at.get(epoch), **record})
+        say(f"{name}: {evaluation.likelihood.nll:.3f} ± {evaluation.likelihood.standard_error_monte_carlo or 0:.3f}")
+    say(f"written: {folder.curve_path(split)}")
 
 
 def check_device(device: str) -> None:
@@ -267,42 +291,9 @@ def check_output(path: Path | None, overwrite: bool) -> None:
         raise UsageError(f"--out: {path} exists; add --overwrite to replace it, or name another file")
 
 
-def provenance() -> dict[str, Any]:
-    """Where a result comes from: command, commit, versions, machine and time."""
-    package = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        try:
-            done = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, check=False)
-        except OSError:  # no git here
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = git("rev-parse", "HEAD") if git("rev-parse", "--show-toplevel") == str(package.parent) else ""
-    if commit and git("status", "--porcelain", "--untracked-files=no", "."):
-        commit += "-modified"
-    return {
-        "command": shlex.join(["latentbits", *sys.argv[1:]]),
-        "commit": commit or None,
-        "versions": {
-            "latentbits": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "processes": distributed.world().size,
-            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
 def sample_run(
-    run: tyro.conf.Positional[Path],
+    run: tyro.conf.Positional[Path | None] = None,
+    pretrained: str | None = None,
     count: int = 100,
     gibbs_steps: int = 1000,
     temperatures: int = 1,
@@ -315,24 +306,29 @@ def sample_run(
 
     Args:
         run: The run folder.
+        pretrained: A model that comes with the package, instead of a run.
         count: Number of images.
         gibbs_steps: Length of the chains.
         temperatures: Above 1 the chains are run by parallel tempering at so many, from the base.
         seed: Seed of the chains.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
-        out: The picture; RUN/samples.png if not given.
+        out: The picture; if not given RUN/samples.png, or NAME-samples.png of a pretrained model.
         overwrite: Replace the picture if it exists.
     """
     from .report import draw, grid, zoom_for
 
-    folder = Run.open(run)
-    path = out or folder.path / "samples.png"
+    if (run is None) == (pretrained is None):
+        raise UsageError("sample: expected a run folder or --pretrained NAME, one of the two")
+    if pretrained is not None:
+        lookup(pretrained, dict.fromkeys(PRETRAINED), "--pretrained")
+    folder = Run.open(run) if run is not None else Run.open(pretrained_path(str(pretrained)))
+    path = out or (folder.path / "samples.png" if run is not None else Path(f"{pretrained}-samples.png"))
     check_output(path, overwrite)
     if count < 1 or gibbs_steps < 0:
         raise UsageError(f"--count and --gibbs-steps: expected at least 1 and 0, got {count} and {gibbs_steps}")
     if temperatures < 1:
         raise UsageError(f"--temperatures: expected at least 1, got {temperatures}")
-    images = draw(load(run, weights), count, gibbs_steps, torch.Generator().manual_seed(seed), temperatures)
+    images = draw(load(folder.path, weights), count, gibbs_steps, torch.Generator().manual_seed(seed), temperatures)
     shape = data.SHAPES[folder.config.data.name]
     content = io.BytesIO()
     grid(images, shape, zoom=zoom_for(shape)).save(content, "PNG")
@@ -341,21 +337,29 @@ def sample_run(
     say(f"written: {path}")
 
 
-def report_run(run: tyro.conf.Positional[Path], gibbs_steps: int = 1000, data_dir: Path | None = None) -> None:
+def report_run(
+    run: tyro.conf.Positional[Path],
+    others: tyro.conf.Positional[tuple[Path, ...]] = (),
+    gibbs_steps: int = 1000,
+    data_dir: Path | None = None,
+) -> None:
     """Draw a run: learning curves, samples, reconstructions, histogram of the encoder's output.
 
-    The pictures in RUN/report are drawn anew each time.
+    With other runs, their likelihoods against epochs and time are drawn together. The pictures in RUN/report are
+    drawn anew each time.
 
     Args:
         run: The run folder.
+        others: More run folders to compare it with.
         gibbs_steps: Length of the chains behind the samples.
         data_dir: Folder with the data set's published files.
     """
-    from .report import evaluation_table, write_pictures
+    from .report import evaluation_table, write_comparison, write_pictures
 
     folder = Run.open(run)
     splits = data.load(folder.config.data.name, data_dir)
     paths = write_pictures(folder, splits, folder.path / "report", gibbs_steps)
+    paths += write_comparison([folder, *(Run.open(other) for other in others)], folder.path / "report")
     if (folder.path / "evaluation.json").is_file():
         try:
             record = json.loads((folder.path / "evaluation.json").read_text())
@@ -403,6 +407,7 @@ def _tyro(function: Callable[..., None], name: str) -> Callable[[Sequence[str]],
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("train a recipe through its stages, resumably", train_command),
     "evaluate": ("log-likelihood from both sides, with error bars", _tyro(evaluate_run, "evaluate")),
+    "curve": ("the likelihood of the weights kept along the way", _tyro(curve_run, "curve")),
     "sample": ("draw images from a run as a PNG grid", _tyro(sample_run, "sample")),
     "report": ("draw a run: curves, samples, reconstructions", _tyro(report_run, "report")),
     "recipes": ("list what can be trained", _tyro(print_recipes, "recipes")),

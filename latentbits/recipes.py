@@ -4,7 +4,7 @@ What the paper leaves open (batch sizes, learning rates, chains, epochs) stands 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .config import (
     AutoencoderConfig,
@@ -77,6 +77,46 @@ def mnist_mlp() -> Config:
             prior_learning_rate=5e-3,
             products="bfloat16",
         ),
+    )
+
+
+def _vary(config: Config, recipe: str, **sections: dict[str, Any]) -> Config:
+    """A recipe with some settings changed, and validated again."""
+    values = config.model_dump()
+    for section, changes in sections.items():
+        values[section] |= changes
+    return Config.model_validate(values | {"recipe": recipe})
+
+
+NO_PRETRAINING: dict[str, dict[str, Any]] = {"autoencoder": {"epochs": 0}, "rbm": {"cd_epochs": 0, "pcd_epochs": 0}}
+
+
+def mnist_mlp_crws() -> Config:
+    """The same networks by contrastive reweighted wake-sleep, K = 50."""
+    return _vary(mnist_mlp(), "mnist-mlp-crws", joint={"objective": "crws"})
+
+
+def mnist_mlp_no_pretrain() -> Config:
+    """The same by VIMCO from random weights: what are stages 1 and 2 worth?"""
+    return _vary(mnist_mlp(), "mnist-mlp-no-pretrain", **NO_PRETRAINING)
+
+
+def mnist_mlp_bernoulli_prior() -> Config:
+    """The same with independent bits for a prior: what is the RBM worth?"""
+    # stage 2 has one update to make, the bits' means; its other epochs follow the posterior's noise
+    return _vary(
+        mnist_mlp(), "mnist-mlp-bernoulli-prior", model={"prior": "bernoulli"}, rbm={"cd_epochs": 1, "pcd_epochs": 0}
+    )
+
+
+def mnist_mlp_iwae() -> Config:
+    """The continuous counterpart: 200 normal latents, the same layers, IWAE's bound with K = 50."""
+    return _vary(
+        mnist_mlp(),
+        "mnist-mlp-iwae",
+        **NO_PRETRAINING,
+        model={"prior": "normal"},
+        joint={"objective": "iwae", "gibbs_steps": 1, "chains": 2},  # nothing needs negatives
     )
 
 

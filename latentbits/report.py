@@ -3,6 +3,7 @@
 The only module that imports a plotting library.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,40 @@ def learning_curves(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
                 axes.set_ylim(min(nll) - 0.5, sorted(nll)[int(0.95 * len(nll))] + 0.5)
             figures[f"curve-{stage}"] = figure
     return figures
+
+
+COLORS = (ACCENT, SECOND, "#3d8b5f", "#8a5fb0", "#b58b2a", "#5b6b77")
+
+
+def comparison(runs: Sequence[Run], split: str) -> dict[str, Figure]:
+    """NLL of several runs against epochs of stage 3 and against wall time; none without evaluations of kept weights.
+
+    The runs' :meth:`~latentbits.Run.curve` has the points; time is that of training, with all stages.
+    """
+    curves = {run.path.name: run.curve(split) for run in runs if run.curve(split)}
+    figures = {}
+    for x, title, scale in (("epoch", "epochs of stage 3", 1.0), ("seconds", "hours of training", 1 / 3600)):
+        if not curves:
+            break
+        first = next(iter(curves.values()))[0]["evaluation"]["likelihood"]
+        figure, axes = _axes(f"{split} NLL, K = {first['samples']:,}", title, "nats")
+        for color, (name, rows) in zip(itertools.cycle(COLORS), curves.items(), strict=False):
+            points = [(row[x] * scale, row["evaluation"]["likelihood"]["nll"]) for row in rows if row[x] is not None]
+            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=name)
+        axes.legend(frameon=False)
+        figures[f"{split}-nll-against-{'epochs' if x == 'epoch' else 'hours'}"] = figure
+    return figures
+
+
+def write_comparison(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Draw the evaluations of the runs' kept weights into a folder; the paths of the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for split in ("train", "valid", "test"):
+        for name, figure in comparison(runs, split).items():
+            paths.append(folder / f"{name}.png")
+            figure.savefig(paths[-1])
+    return paths
 
 
 def encoder_histogram(model: LatentModel, x: Tensor, title: str) -> Figure:

@@ -5,8 +5,10 @@
 | ``config.json`` | the :class:`~latentbits.config.Config`, written once |
 | ``checkpoint.safetensors`` | everything that resuming needs, as of one step |
 | ``metrics.jsonl`` | a line for each epoch |
-| ``autoencoder.safetensors``, ``rbm.safetensors``, ``joint.safetensors`` | the weights at each stage's end |
+| ``autoencoder.safetensors``, ``rbm.safetensors``, … | the weights at each stage's end |
 | ``model.safetensors`` | the weights that validation chose |
+| ``joint-EPOCH.safetensors`` | weights kept along the way, with ``--validation.keep`` |
+| ``curve-SPLIT.jsonl`` | evaluations of those |
 | ``evaluation.json``, ``evaluations.jsonl`` | the last evaluation, and a line for each |
 | ``unfinished-evaluation`` | what an interrupted evaluation goes on from; gone when it is done |
 
@@ -32,6 +34,10 @@ from .data import SHAPES
 from .files import FORMAT, FileError, load_state, write_atomically
 from .model import LatentModel, build
 from .rbm import RBM
+
+PRETRAINED_FOLDER = Path(__file__).parent / "pretrained"
+PRETRAINED = tuple(sorted(path.parent.name for path in PRETRAINED_FOLDER.glob("*/config.json")))
+"""Names of the models that come with the package."""
 
 STAGES = ("autoencoder", "rbm", "warm_start", "joint")
 FINISHED = "finished"
@@ -152,6 +158,25 @@ class Run:
         """The whole lines of ``metrics.jsonl``, oldest first; a crash can leave a part of one at the end."""
         return [json.loads(line) for line in self._metrics_lines()]
 
+    def kept(self) -> list[str]:
+        """Names of the weights that were kept along the way, oldest first."""
+        return sorted(path.stem for path in self.path.glob("joint-*.safetensors"))
+
+    def curve_path(self, split: str) -> Path:
+        """Where the evaluations of the kept weights stand."""
+        return self.path / f"curve-{split}.jsonl"
+
+    def curve(self, split: str) -> list[dict[str, Any]]:
+        """The evaluations of the kept weights on a split, by epoch."""
+        path = self.curve_path(split)
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return sorted(rows, key=lambda row: int(row["epoch"]))
+
+    def append_curve(self, split: str, row: Mapping[str, Any]) -> None:
+        """Add an evaluation of kept weights."""
+        with open(self.curve_path(split), "a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
     def _metrics_lines(self) -> list[str]:
         path = self.path / "metrics.jsonl"
         text = path.read_text() if path.is_file() else ""
@@ -199,3 +224,26 @@ def load(path: Path | str, weights: str = "model") -> LatentModel | RBM:
     model = build(run.config.model, math.prod(SHAPES[run.config.data.name]))
     run.load_weights(weights, model)
     return model.eval()
+
+
+def pretrained_path(name: str) -> Path:
+    """The folder of a model that comes with the package.
+
+    Raises:
+        RunError: If there is none of this name.
+    """
+    if name not in PRETRAINED:
+        raise RunError(f"pretrained: expected one of {', '.join(PRETRAINED) or '(none)'}, got {name!r}")
+    return PRETRAINED_FOLDER / name
+
+
+def load_pretrained(name: str) -> LatentModel | RBM:
+    """A trained model that comes with the package, in evaluation mode; no training and no network.
+
+    Arguments:
+        name: One of ``latentbits.PRETRAINED``; its folder holds configuration, weights and evaluation.
+
+    Raises:
+        RunError: If there is none of this name.
+    """
+    return load(pretrained_path(name))

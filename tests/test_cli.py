@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
+import latentbits as lb
 from latentbits.cli import main, parse_train
 from latentbits.recipes import RECIPES
 from latentbits.runs import Run
@@ -202,3 +204,48 @@ def test_recipes_are_whole(name):
     assert config.recipe == name
     assert RECIPES[name].summary.endswith(".")
     assert type(config).model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_curve_of_kept_weights_is_evaluated_once_and_drawn(tmp_path, capsys):
+    runs = [tmp_path / name for name in ("one", "two")]
+    for run, keep in zip(runs, ("1", "2"), strict=True):
+        assert main(["train", "digits", "--run", str(run), "--validation.keep", keep, *TINY]) == 0
+        counts = "--images 40 --samples 20 --chains 50 --temperatures 50".split()
+        assert main(["curve", str(run), "--split", "test", *counts]) == 0
+    assert [row["epoch"] for row in Run(runs[0]).curve("test")] == [1, 2]
+    row = Run(runs[0]).curve("test")[1]
+    assert row["weights"]["file"] == "joint-0002"
+    assert row["images"] == "first 40 of 300"
+    assert row["seconds"] == Run(runs[0]).metrics()[-1]["seconds"]
+    assert 10 < row["evaluation"]["likelihood"]["nll"] < 64
+    before = Run(runs[0]).curve_path("test").read_bytes()
+    assert main(["curve", str(runs[0]), "--split", "test"]) == 0  # all have a line
+    assert Run(runs[0]).curve_path("test").read_bytes() == before
+    assert main(["report", str(runs[0]), str(runs[1]), "--gibbs-steps", "2"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("test-nll-against-epochs.png", "test-nll-against-hours.png"):
+        with Image.open(runs[0] / "report" / name) as picture:
+            assert picture.width > 500
+        assert name in printed
+    assert not (runs[0] / "report" / "valid-nll-against-epochs.png").exists()
+
+
+def test_a_curve_needs_kept_weights(run, capsys):
+    assert main(["curve", str(run)]) == 2
+    assert "train with --validation.keep EPOCHS" in capsys.readouterr().err
+
+
+def test_a_pretrained_model_is_sampled_by_its_name(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("latentbits.runs.PRETRAINED_FOLDER", run.parent)
+    for module in ("latentbits.runs", "latentbits.cli"):
+        monkeypatch.setattr(f"{module}.PRETRAINED", (run.name,))
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "--pretrained", run.name, "--count", "5", "--gibbs-steps", "2"]) == 0
+    assert (tmp_path / f"{run.name}-samples.png").is_file()
+    assert lb.load_pretrained(run.name).encode(torch.zeros(1, 64)).shape == (1, 8)
+    assert main(["sample", "--pretrained", "tinny"]) == 2
+    assert "--pretrained: expected one of tiny, got 'tinny'; did you mean tiny?" in capsys.readouterr().err
+    assert main(["sample"]) == 2
+    assert "expected a run folder or --pretrained NAME" in capsys.readouterr().err
+    with pytest.raises(lb.RunError, match="expected one of tiny, got 'none'"):
+        lb.load_pretrained("none")

@@ -1,0 +1,93 @@
+"""What a result's file says: figures, the weights and images behind them, and where it all comes from."""
+
+import json
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__, distributed
+from .data import Splits
+from .evaluate import Evaluation
+from .files import write_json
+from .runs import Run
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result comes from: command, commit, versions, machine and time."""
+    package = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        try:
+            done = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, check=False)
+        except OSError:  # no git here
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD") if git("rev-parse", "--show-toplevel") == str(package.parent) else ""
+    if commit and git("status", "--porcelain", "--untracked-files=no", "."):
+        commit += "-modified"
+    return {
+        "command": shlex.join(["latentbits", *sys.argv[1:]]),
+        "commit": commit or None,
+        "versions": {
+            "latentbits": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "processes": distributed.world().size,
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def evaluation_record(
+    run: Run, weights: str, evaluation: Evaluation, images: tuple[int, int], seed: int, splits: Splits, seconds: float
+) -> dict[str, Any]:
+    """What is kept of an evaluation.
+
+    Arguments:
+        run: The run folder.
+        weights: Name of the weights that were evaluated.
+        evaluation: The figures.
+        images: How many of the split's images, and how many it has.
+        seed: Seed of the evaluation.
+        splits: The data.
+        seconds: Wall time.
+    """
+    used, there = images
+    return {
+        "evaluation": evaluation.model_dump(exclude_none=True),
+        "recipe": run.config.recipe,
+        "config": run.config.model_dump(),
+        "weights": {"file": weights, **run.weights_origin(weights)},
+        "images": f"first {used:,} of {there:,}" if used < there else f"all {there:,}",
+        "training_seconds": (run.metrics() or [{}])[-1].get("seconds"),
+        "wall_seconds": round(seconds, 1),
+        "seed": seed,
+        "data_checksum": splits.checksum,
+        **provenance(),
+    }
+
+
+def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> None:
+    """Write an evaluation's record: as the run's last, at the end of its list, and where it is wanted besides."""
+    write_json(folder.path / "evaluation.json", record)
+    with open(folder.path / "evaluations.jsonl", "a") as stream:
+        stream.write(json.dumps(record) + "\n")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, record)
