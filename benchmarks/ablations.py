@@ -1,0 +1,130 @@
+"""One change at a time: short trainings of `mnist-mlp` from the same weights, evaluated on validation and training images.
+
+``python benchmarks/ablations.py --weights FILE --data-dir DIR [NAME …]`` trains every variation below, or those named,
+from the weights at stage 2's end of a run, two at once with one thread each, and adds a line for each to
+``results/ablations.json``. Epochs are chosen so that all take about as long as the baseline; the time that each took
+stands in its line. What is there already is skipped.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from latentbits.files import write_json
+from latentbits.runs import Run
+
+console = Console(highlight=False)
+
+BASELINE = "--autoencoder.epochs 0 --rbm.cd-epochs 0 --rbm.pcd-epochs 0"
+RELAXED = "--joint.objective relaxed --joint.samples 1 --joint.products float32 --joint.epochs 60"
+VARIATIONS = {
+    "VIMCO, K = 50": "--joint.epochs 9",
+    "VIMCO, K = 10": "--joint.epochs 20 --joint.samples 10",
+    "VIMCO, K from 5 to 50": "--joint.epochs 13 --joint.first-samples 5",
+    "VIMCO, full backward": "--joint.epochs 5 --joint.backward-samples 0",
+    "VIMCO, centered RBM": "--joint.epochs 9 --joint.centered",
+    "VIMCO, sleep 0.5": "--joint.epochs 8 --joint.sleep 0.5",
+    "VIMCO, float32 products": "--joint.epochs 8 --joint.products float32",
+    "VIMCO, tempered chains": "--joint.epochs 8 --joint.chains 200 --joint.temperatures 5",
+    "VIMCO, RBM rate 1e-3": "--joint.epochs 9 --joint.prior-learning-rate 1e-3",
+    "VIMCO, RBM rate 1e-2": "--joint.epochs 9 --joint.prior-learning-rate 1e-2",
+    "VIMCO, encoder dropout 0.1": "--joint.epochs 9 --joint.dropout 0.1",
+    "VIMCO, weight decay 1e-5": "--joint.epochs 9 --joint.weight-decay 1e-5",
+    "relaxed": RELAXED,
+    "relaxed, temperature 0.5": f"{RELAXED} --joint.relaxation 0.5",
+    "relaxed, temperature 0.1": f"{RELAXED} --joint.relaxation 0.1",
+    "relaxed, encoder dropout 0.2": f"{RELAXED} --joint.dropout 0.2",
+    "relaxed, weight decay 1e-5": f"{RELAXED} --joint.weight-decay 1e-5",
+    "relaxed, weight decay 1e-4": f"{RELAXED} --joint.weight-decay 1e-4",
+    "relaxed, RBM rate 2e-2": f"{RELAXED} --joint.prior-learning-rate 2e-2",
+    "relaxed, then VIMCO": "--warm-start.epochs 30 --warm-start.encoder-learning-rate 1e-3 "
+    "--warm-start.decoder-learning-rate 1e-3 --warm-start.prior-learning-rate 5e-3 --warm-start.decay 0 "
+    "--joint.epochs 5",
+    # these two begin with random weights
+    "relaxed from random weights": f"{RELAXED} --weights ''",
+    "VIMCO from random weights": "--joint.epochs 9 --weights ''",
+}
+
+
+def train_and_evaluate(name: str, weights: Path, data_dir: Path, runs: Path) -> dict[str, Any]:
+    """Train one variation and evaluate it on the first 2,000 validation and training images, with K = 500."""
+    run = runs / name.replace(" ", "-").replace(",", "").replace("=", "")
+    options = shlex.split(VARIATIONS[name])
+    if "--weights" not in options:
+        options += ["--weights", str(weights)]
+    resume = ["--resume"] if (run / "config.json").is_file() else [*shlex.split(BASELINE), *options]
+    validation = [] if resume == ["--resume"] else ["--validation.every", "3"]
+    latentbits("train", "mnist-mlp", "--run", str(run), *resume, *validation, "--data-dir", str(data_dir))
+    line: dict[str, Any] = {"options": options}
+    for split in ("valid", "train"):
+        counts = "--images 2000 --samples 500 --temperatures 5000 --raise-images 0"
+        latentbits("evaluate", str(run), "--split", split, *shlex.split(counts), "--data-dir", str(data_dir))
+        line[split] = json.loads((run / "evaluation.json").read_text())
+        line[split].pop("config")
+    rows = [row for row in Run(run).metrics() if "seconds" in row]
+    line["training_seconds"], line["epochs"] = rows[-1]["seconds"], len(rows)
+    line["config"] = Run(run).config.model_dump()
+    return line
+
+
+def latentbits(*words: str) -> None:
+    """Run a command with one thread; its output is shown where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "latentbits", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"latentbits {shlex.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the table, best first."""
+    table = Table("", "valid", "± MC", "train", "minutes", "epochs", title="NLL, first 2,000 images, K = 500, nats")
+    for name, line in sorted(results.items(), key=lambda item: item[1]["valid"]["evaluation"]["likelihood"]["nll"]):
+        valid, train = (line[split]["evaluation"]["likelihood"] for split in ("valid", "train"))
+        error = f"{valid['standard_error_monte_carlo']:.3f}"
+        minutes = f"{line['training_seconds'] / 60:.1f}"
+        table.add_row(name, f"{valid['nll']:.3f}", error, f"{train['nll']:.3f}", minutes, str(line["epochs"]))
+    console.print(table)
+
+
+def main() -> None:
+    """Train, evaluate, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(VARIATIONS)}; all if none")
+    parser.add_argument("--weights", type=Path, required=True, help="weights to begin with")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--lanes", type=int, default=2, help="trainings at once")
+    parser.add_argument("--out", type=Path, default=Path("results/ablations.json"))
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in VARIATIONS]
+    if unknown:
+        parser.error(f"names: expected some of {', '.join(VARIATIONS)}, got {', '.join(unknown)}")
+    results: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    lock = Lock()
+
+    def one(name: str) -> None:
+        line = train_and_evaluate(name, arguments.weights, arguments.data_dir, arguments.runs)
+        with lock:
+            results[name] = line
+            write_json(arguments.out, results)
+            show(results)
+
+    with ThreadPoolExecutor(arguments.lanes) as lanes:
+        list(lanes.map(one, [name for name in arguments.names or VARIATIONS if name not in results]))
+    show(results)
+
+
+if __name__ == "__main__":
+    main()
