@@ -1,4 +1,4 @@
-"""One change at a time: short trainings of `mnist-mlp` from the same weights, evaluated on validation and training images.
+"""One change at a time: short trainings of `mnist-mlp` from the same weights, by validation and training images.
 
 ``python benchmarks/ablations.py --weights FILE --data-dir DIR [NAME …]`` trains every variation below, or those named,
 from the weights at stage 2's end of a run, two at once with one thread each, and adds a line for each to
