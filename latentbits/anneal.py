@@ -16,22 +16,20 @@ References:
 
 import math
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import distributed
-from .files import fingerprint, load_state, save_state
+from .files import Unfinished, fingerprint
 from .fused import bernoulli, default_generator
 from .gibbs import Block, Weights, blocks_of_chains, gibbs, run_blocks
 from .rbm import RBM
 
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
 _REPORT_EVERY = 200
 
 
@@ -110,13 +108,9 @@ class _Journey:
         self.log_w = torch.zeros(len(z), dtype=torch.float64, device=z.device)
         self.done = torch.zeros(len(z), dtype=torch.int64)
         self.positions: dict[str, Tensor] = {}
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        self.path = None if folder is None else folder / f"annealing-{name}.safetensors"
+        self.unfinished = Unfinished(None if folder is None else folder / f"annealing-{name}.safetensors")
         self._lock = threading.Lock()
-        self._began = self._saved = time.monotonic()
-        if self.path is not None and self.path.is_file():
-            saved = load_state(self.path)
+        if saved := self.unfinished.read():
             self.z, self.log_w = saved["z"].to(self.z), saved["log_w"].to(self.log_w)
             self.done, self.positions = saved["done"], saved["positions"]
 
@@ -133,25 +127,16 @@ class _Journey:
             self.positions[str(rows.start)] = block.position
             share = distributed.world().size * float(self.done.sum()) / (self.steps * len(self.done))
             self.tell(min(1.0, share), self.arrived)
-            if self.path is not None and time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
-                self.save()
+            self.unfinished.write(self.state)
 
     @property
     def arrived(self) -> Tensor:
         """Log-weights of the n chains at the end of the path, with shape (n,)."""
         return self.log_w[self.done.to(self.log_w.device) == self.steps]
 
-    def save(self) -> None:
-        """Write the chains down."""
-        assert self.path is not None
-        state = {"z": self.z.bool(), "log_w": self.log_w, "done": self.done, "positions": self.positions}
-        save_state(self.path, state)
-        self._saved = time.monotonic()
-
-    def finish(self) -> None:
-        """Write down that the chains have arrived, where that took long."""
-        if self.path is not None and time.monotonic() - self._began > SECONDS_BETWEEN_CHECKPOINTS:
-            self.save()
+    def state(self) -> dict[str, Any]:
+        """What is written down."""
+        return {"z": self.z.bool(), "log_w": self.log_w, "done": self.done, "positions": self.positions}
 
 
 def anneal(
@@ -200,7 +185,7 @@ def anneal(
 
     run_blocks(weights, z, generator, advance, shared=True)
     log_w = distributed.total(journey.log_w)
-    journey.finish()
+    journey.unfinished.write(journey.state, finished=True)
     return log_w
 
 

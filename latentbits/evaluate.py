@@ -9,7 +9,6 @@ e^{F(z_j)}` is unbiased for the hybrid's likelihood under that sampler.
 """
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from . import distributed
-from .anneal import SECONDS_BETWEEN_CHECKPOINTS, AISEstimate, Progress, adaptive_schedule, ais, raise_log_prob
+from .anneal import AISEstimate, Progress, adaptive_schedule, ais, raise_log_prob
 from .config import ValidationConfig
-from .files import fingerprint, load_state, save_state
+from .files import Unfinished, fingerprint
 from .fused import draw_key, fork
 from .model import ImportanceSums, LatentModel
 from .rbm import RBM, Prior
@@ -248,7 +247,8 @@ def evaluate(
         raise ValueError("evaluate: counts.chains=0 leaves log Z unknown, and the RBM is too large to enumerate")
 
     fewer = None
-    bound = _bound(model, x, counts.samples, counts.raise_resampled, generator, report, checkpoints)
+    keep = counts.raise_resampled if isinstance(prior, RBM) else 0
+    bound = _bound(model, x, counts.samples, keep, generator, report, checkpoints)
     if isinstance(model, LatentModel) and counts.samples >= 20:
         few = _bound(model, x, counts.samples // 10, 0, generator, report, checkpoints)
         fewer = _likelihood(few, log_z.value, log_z.standard_error, x.shape[1])
@@ -320,7 +320,6 @@ def _bound(
     path = None
     if checkpoints is not None:
         name = fingerprint((rank, processes), key, samples, keep, x, *model.state_dict().values())
-        checkpoints.mkdir(parents=True, exist_ok=True)
         path = checkpoints / f"bound-{name}.safetensors"
     parts = _Parts(len(x), keep, model.prior, path)
     for number, first in list(enumerate(range(0, len(x), IMAGES_PER_PART)))[rank::processes]:
@@ -331,7 +330,7 @@ def _bound(
     # a process's rows are zeros in the others
     merged = (distributed.total(values) for values in (parts.log_sum, parts.log_sum_squares, parts.z))
     sums = ImportanceSums(samples, *merged)
-    parts.finish()
+    parts.unfinished.write(parts.state, finished=True)
     return _Bound(samples, sums.log_mean, sums.variance, sums.effective_sample_size, sums.z)
 
 
@@ -349,10 +348,8 @@ class _Parts:
         like = prior.visible_bias.detach()
         self.log_sum = torch.zeros(count, dtype=torch.float64, device=like.device)
         self.log_sum_squares, self.z = self.log_sum.clone(), like.new_zeros(keep, count, prior.visible)
-        self.done, self.path = torch.zeros(count, dtype=torch.bool), path
-        self._began = self._saved = time.monotonic()
-        if path is not None and path.is_file():
-            saved = load_state(path)
+        self.done, self.unfinished = torch.zeros(count, dtype=torch.bool), Unfinished(path)
+        if saved := self.unfinished.read():
             self.log_sum, self.log_sum_squares = saved["log_sum"].to(like.device), saved["squares"].to(like.device)
             self.z, self.done = saved["z"].to(self.z), saved["done"]
 
@@ -360,20 +357,11 @@ class _Parts:
         """Add the sums of some rows."""
         _, self.log_sum[rows], self.log_sum_squares[rows], self.z[:, rows] = sums
         self.done[rows] = True
-        if time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
-            self.save()
+        self.unfinished.write(self.state)
 
-    def finish(self) -> None:
-        """Write down that all parts have come, where that took long."""
-        if time.monotonic() - self._began > SECONDS_BETWEEN_CHECKPOINTS:
-            self.save()
-
-    def save(self) -> None:
-        """Write the parts down."""
-        if self.path is not None:
-            state = {"log_sum": self.log_sum, "squares": self.log_sum_squares, "z": self.z.bool(), "done": self.done}
-            save_state(self.path, state)
-            self._saved = time.monotonic()
+    def state(self) -> dict[str, Tensor]:
+        """What is written down."""
+        return {"log_sum": self.log_sum, "squares": self.log_sum_squares, "z": self.z.bool(), "done": self.done}
 
 
 def _raise(

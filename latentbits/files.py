@@ -7,7 +7,8 @@ in the safetensors header.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 FORMAT = 2
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 def fingerprint(*values: Any) -> str:
@@ -107,3 +109,28 @@ def load_state(path: Path) -> Any:
         if isinstance(error, FileError):
             raise
         raise FileError(f"{path}: expected a whole safetensors file, found a damaged one ({error})") from error
+
+
+class Unfinished:
+    """A file in which a long computation is written down every minute, and at its end if it took that long.
+
+    Arguments:
+        path: The file, in a folder that is made if need be; None for none.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._began = self._written = time.monotonic()
+
+    def read(self) -> Any:
+        """What was written down, or None."""
+        return load_state(self.path) if self.path is not None and self.path.is_file() else None
+
+    def write(self, state: Callable[[], Mapping[str, Any]], finished: bool = False) -> None:
+        """Write down the state if a minute has passed, since the last time or, if finished, since the beginning."""
+        now = time.monotonic()
+        if self.path is not None and now - (self._began if finished else self._written) > SECONDS_BETWEEN_CHECKPOINTS:
+            save_state(self.path, state())
+            self._written = now

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import data, distributed
 from .config import Config
-from .files import fingerprint, load_state, save_state
+from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state, save_state
 from .fused import fork
 from .model import LatentModel
 from .progress import STAGE_TITLES, Display
@@ -26,7 +26,6 @@ from .rbm import RBM
 from .runs import STAGES, Run, RunError
 from .tempering import Chains
 
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_BETWEEN_CHECKS = 50
 
 

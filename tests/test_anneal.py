@@ -361,8 +361,7 @@ class InterruptionError(Exception):
 @pytest.mark.parametrize("estimator", ["ais", "raise"])
 def test_an_interrupted_estimate_goes_on_to_the_same_result(estimator, to_path, tmp_path, monkeypatch):
     """Stopped once, the second call starts from the file, and ends at the result of one that was never stopped."""
-    anneal = import_module("latentbits.anneal")
-    monkeypatch.setattr(anneal, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr("latentbits.files.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     rbm, z = to_path(random_rbm(40, 30, scale=0.3)), torch.bernoulli(torch.full((800, 40), 0.5), generator=seeded(1))
     rbm.fit_base(torch.linspace(0.1, 0.9, 40), 100)  # a base with other biases, whose part of the weights counts
 
@@ -389,8 +388,7 @@ def test_an_interrupted_estimate_goes_on_to_the_same_result(estimator, to_path, 
 
 
 def test_an_estimate_does_not_go_on_from_that_of_another_model(tmp_path, monkeypatch):
-    anneal = import_module("latentbits.anneal")
-    monkeypatch.setattr(anneal, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr("latentbits.files.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
 
     def interrupt(share, estimate):
         if share > 0.5:
@@ -408,7 +406,7 @@ def test_an_estimate_does_not_go_on_from_that_of_another_model(tmp_path, monkeyp
 def test_an_estimate_goes_on_from_the_same_call_only(tmp_path, monkeypatch, other):
     """One thing differs from the call whose chains were written down: these are not taken up."""
     module = import_module("latentbits.anneal")
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr("latentbits.files.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     rbm = random_rbm(4, 3)
     call = {"z": torch.zeros(100, 4), "path": [0.0, 0.5, 1.0], "base_bias": tensor(BASE)}
 

@@ -150,8 +150,7 @@ class InterruptionError(Exception):
 def test_an_interrupted_evaluation_goes_on_to_the_same_result(model, x, tmp_path, monkeypatch, phase):
     """What was written down is not computed again; at the end nothing is left of it."""
     monkeypatch.setattr(MODULE, "IMAGES_PER_PART", 20)
-    for owner in (MODULE, import_module("latentbits.anneal")):
-        monkeypatch.setattr(owner, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr("latentbits.files.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     counts = Counts(200, 3000, 400, 60, 2, 400)
     fit_prior_base(model, x)
 
