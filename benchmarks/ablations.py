@@ -34,7 +34,7 @@ VARIATIONS = {
     "VIMCO, full backward": "--joint.epochs 5 --joint.backward-samples 0",
     "VIMCO, centered RBM": "--joint.epochs 9 --joint.centered",
     "VIMCO, sleep 0.5": "--joint.epochs 8 --joint.sleep 0.5",
-    "VIMCO, float32 products": "--joint.epochs 8 --joint.products float32",
+    "VIMCO, float32 products": "--joint.epochs 9 --joint.products float32",
     "VIMCO, tempered chains": "--joint.epochs 8 --joint.chains 200 --joint.temperatures 5",
     "VIMCO, RBM rate 1e-3": "--joint.epochs 9 --joint.prior-learning-rate 1e-3",
     "VIMCO, RBM rate 1e-2": "--joint.epochs 9 --joint.prior-learning-rate 1e-2",
