@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent, Normal
+from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 from .fused import bernoulli, bernoulli_log_prob, softplus_sum
 
@@ -57,3 +58,100 @@ def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Gener
     """Standard normal numbers of the type and on the device of another tensor."""
     device = like.device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+class LogisticMixture(Distribution):
+    r"""A discretized mixture of logistics over images of 256 levels (Salimans et al. 2017, PixelCNN++).
+
+    All channels of a pixel come from one of C' components. With levels scaled to [-1, 1], scale s and half a level
+    :math:`\delta = 1 / 255`, a sub-pixel x has, given its component,
+
+    .. math:: P(x) = \sigma((x + \delta - m) / s) - \sigma((x - \delta - m) / s)
+
+    where the lowest level takes all that is below it and the highest all above. Green's m moves linearly with the
+    red that was drawn, blue's with both. In logs, with p and n the two arguments,
+    :math:`\sigma(p) - \sigma(n) = \sigma(p) \, \sigma(-n) \, (1 - e^{-2 \delta / s})`, in which nothing cancels.
+
+    Arguments:
+        parameters: The network's output, with shape (*, P, H, W), where P is C' (1 + 3 channels + 3) for three
+            channels and C' (1 + 2) for one: logits of the components, then for each channel means and log scales,
+            then the three coefficients (green on red, blue on red, blue on green) before their tanh.
+        channels: 1 or 3.
+    """
+
+    LEAST_LOG_SCALE = -7.0
+
+    def __init__(self, parameters: Tensor, channels: int = 3) -> None:
+        *batch, count, height, width = parameters.shape
+        each = 1 + 2 * channels + (3 if channels == 3 else 0)
+        if channels not in (1, 3) or count % each:
+            raise ValueError(
+                f"LogisticMixture: expected 1 or 3 channels and parameters (*, P, H, W) with P a multiple of {each}, "
+                f"got {channels} and {tuple(parameters.shape)}"
+            )
+        self.components = count // each
+        parts = parameters.unflatten(-3, (each, self.components))  # (*, each, C', H, W)
+        self.logits = parts.select(-4, 0)
+        self.loc: Tensor = parts.narrow(-4, 1, channels)  # (*, channels, C', H, W)
+        self.log_scale = parts.narrow(-4, 1 + channels, channels).clamp(min=self.LEAST_LOG_SCALE)
+        self.coefficients = parts.narrow(-4, 1 + 2 * channels, each - 1 - 2 * channels).tanh()
+        super().__init__(torch.Size(batch), torch.Size([channels * height * width]), validate_args=False)
+        self.channels, self.size = channels, (height, width)
+
+    def _means(self, x: Tensor) -> Tensor:
+        """Means (*, channels, C', H, W) of each sub-pixel given the pixel's earlier ones x (*, channels, 1, H, W)."""
+        if self.channels == 1:
+            return self.loc
+        red, green, _ = x.unbind(-4)
+        on_red, blue_on_red, blue_on_green = self.coefficients.unbind(-4)
+        loc = self.loc.unbind(-4)
+        means = (loc[0], loc[1] + on_red * red, loc[2] + blue_on_red * red + blue_on_green * green)
+        return torch.stack(torch.broadcast_tensors(*means), -4)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of images (*, D) with levels 0 to 255, D = channels * H * W, in nats, with shape (*)."""
+        x = value.unflatten(-1, (self.channels, 1, *self.size)).to(self.logits) / 127.5 - 1
+        inverse_scale = (-self.log_scale).exp()
+        centered = (x - self._means(x)) * inverse_scale
+        half = inverse_scale / 255
+        below, above = F.logsigmoid(centered + half), F.logsigmoid(half - centered)
+        inside = below + above + (-(-2 * half).expm1()).log()
+        log_p = torch.where(x < -0.999, below, torch.where(x > 0.999, above, inside)).sum(-4)
+        pixels: Tensor = (log_p + self.logits.log_softmax(-3)).logsumexp(-3)
+        return pixels.sum((-2, -1))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
+        """Images as levels 0 to 255, with shape (*sample_shape, *, D)."""
+        shape = (*sample_shape, *self.logits.shape)
+        device = self.logits.device if generator is None else generator.device
+        u = torch.rand(shape, generator=generator, device=device).to(self.logits).clamp(1e-6, 1 - 1e-6)
+        chosen = (self.logits - (-u.log()).log()).argmax(-3, keepdim=True)  # Gumbel's trick
+        levels: list[Tensor] = []
+        for channel in range(self.channels):
+            m, s = (self._of(part.select(-4, channel), chosen) for part in (self.loc, self.log_scale))
+            pairs = {1: [(0, 0)], 2: [(1, 0), (2, 1)]}.get(channel, [])  # which coefficient, on which channel
+            for number, earlier in pairs:
+                m = m + self._of(self.coefficients.select(-4, number), chosen) * levels[earlier]
+            u = torch.rand(m.shape, generator=generator, device=device).to(m).clamp(1e-6, 1 - 1e-6)
+            x = m + s.exp() * torch.logit(u)
+            levels.append(((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1)
+        x = torch.cat(levels, -3)
+        return ((x + 1) * 127.5).round().flatten(-3)
+
+    @staticmethod
+    def _of(part: Tensor, chosen: Tensor) -> Tensor:
+        """Of a parameter (*, C', H, W) the chosen component's (*sample_shape, *, 1, H, W)."""
+        *lead, _, height, width = chosen.shape
+        return part.expand(*lead, part.shape[-3], height, width).gather(-3, chosen)
+
+    @property
+    def mean(self) -> Tensor:
+        """Levels 0 to 255 on average, with shape (*, D); what saturates at the edges is not corrected for."""
+        loc = list(self.loc.unbind(-4))
+        if self.channels == 3:
+            on_red, blue_on_red, blue_on_green = self.coefficients.unbind(-4)
+            loc[1] = loc[1] + on_red * loc[0]
+            loc[2] = loc[2] + blue_on_red * loc[0] + blue_on_green * loc[1]
+        x: Tensor = (torch.stack(loc, -4).clamp(-1, 1) * self.logits.softmax(-3).unsqueeze(-4)).sum(-3)
+        return ((x + 1) * 127.5).flatten(-3)

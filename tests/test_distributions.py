@@ -1,0 +1,164 @@
+"""The discretized mixture of logistics against an evaluation in NumPy, one sub-pixel at a time."""
+
+import numpy as np
+import pytest
+import torch
+from checks import LIMIT, chi_square_score, mean_scores, seeded
+
+from latentbits.distributions import LogisticMixture
+
+COMPONENTS = 3
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.clip(x, -700, 700)))
+
+
+def oracle_table(m, log_s):
+    """Probabilities (256,) of a sub-pixel's levels under one logistic, from differences of its distribution."""
+    edges = (2 * np.arange(256) + 1) / 255 - 1  # between a level and the next
+    upper = sigmoid((edges - m) / np.exp(max(log_s, -7.0)))
+    upper[-1] = 1.0
+    return np.diff(np.concatenate([[0.0], upper]))
+
+
+def oracle(parameters, pixel, channels):
+    """Joint probability of one pixel's levels, and for each channel the table (256,) given the earlier ones."""
+    each = 1 + 2 * channels + (3 if channels == 3 else 0)
+    p = np.asarray(parameters, np.float64).reshape(each, COMPONENTS)
+    weight = np.exp(p[0]) / np.exp(p[0]).sum()
+    c = np.tanh(p[1 + 2 * channels :])
+    x = np.asarray(pixel) / 127.5 - 1
+    tables = []
+    for channel in range(channels):
+        rows = []
+        for k in range(COMPONENTS):
+            m = p[1 + channel, k]
+            if channel == 1:
+                m += c[0, k] * x[0]
+            if channel == 2:
+                m += c[1, k] * x[0] + c[2, k] * x[1]
+            rows.append(oracle_table(m, p[1 + channels + channel, k]))
+        joint = weight @ np.stack(rows)
+        tables.append(joint / joint.sum())
+        weight = weight * np.stack(rows)[:, int(pixel[channel])]
+    return weight.sum(), tables
+
+
+def random_parameters(channels, batch=(), size=(1, 1), seed=0, log_scale=-2.0):
+    each = 1 + 2 * channels + (3 if channels == 3 else 0)
+    p = torch.randn(*batch, each, COMPONENTS, *size, generator=seeded(seed))
+    p[..., 1 : 1 + channels, :, :, :] *= 0.6
+    p[..., 1 + channels : 1 + 2 * channels, :, :, :] += log_scale
+    return p.flatten(-4, -3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_log_prob_is_the_oracles(channels, seed):
+    parameters = random_parameters(channels, (4,), seed=seed)
+    levels = torch.randint(0, 256, (4, channels), generator=seeded(seed)).float()
+    levels[0], levels[1] = 0.0, 255.0
+    found = LogisticMixture(parameters, channels).log_prob(levels)
+    expected = [np.log(oracle(p.flatten(), x.numpy(), channels)[0]) for p, x in zip(parameters, levels, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("log_scale", [-9.0, -5.0, -1.0, 3.0])
+@pytest.mark.parametrize("channel", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_conditional_sums_to_one(channel, log_scale, dtype):
+    """The levels of a sub-pixel, and of those after it, sum to the probability of the earlier ones."""
+    parameters = random_parameters(3, log_scale=log_scale, seed=7).to(dtype)
+    every = torch.arange(256.0)
+    if channel == 0:  # green and blue given red are the next two cases
+        levels, expected = every[:, None], 1.0
+        parameters = parameters.view(10, COMPONENTS)[[0, 1, 4]].reshape(-1, 1, 1)
+    else:
+        first = LogisticMixture(parameters).sample(generator=seeded(1)).long()
+        _, tables = oracle(parameters.flatten(), first, 3)
+        rest = torch.cartesian_prod(*[every] * (3 - channel)).view(-1, 3 - channel)
+        levels = torch.cat([first[:channel].float().expand(len(rest), -1), rest], 1)
+        expected = tables[0][first[0]] * (tables[1][first[1]] if channel == 2 else 1.0)
+    total = float(LogisticMixture(parameters, 1 if channel == 0 else 3).log_prob(levels).double().logsumexp(0).exp())
+    # in float32 the earlier levels' own probability is that far from the oracle's, where scales are small
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-5 if channel == 0 else 5e-5
+    assert total == pytest.approx(expected, rel=tolerance)
+
+
+def test_extreme_parameters_stay_finite_with_gradients():
+    for loc in (-50.0, 0.0, 50.0):
+        for log_scale in (-20.0, 0.0, 20.0):
+            parameters = random_parameters(3, (2,), seed=1)
+            parameters.view(2, 10, COMPONENTS)[:, 1:4] = loc
+            parameters.view(2, 10, COMPONENTS)[:, 4:7] = log_scale
+            parameters.requires_grad_()
+            log_p = LogisticMixture(parameters).log_prob(torch.tensor([[0.0, 128.0, 255.0], [255.0, 0.0, 3.0]]))
+            assert log_p.isfinite().all()
+            log_p.sum().backward()
+            assert parameters.grad.isfinite().all()
+
+
+def test_gradient_by_finite_differences():
+    parameters = random_parameters(3, (2,), (2, 1), seed=3).double().requires_grad_()
+    levels = torch.randint(0, 256, (2, 6), generator=seeded(4)).double()
+    assert torch.autograd.gradcheck(lambda p: LogisticMixture(p).log_prob(levels), (parameters,))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_follow_the_oracles_tables(channels):
+    """Red by its table; green given two of red's levels, and blue given those of both, in bins."""
+    parameters = random_parameters(channels, seed=11, log_scale=-1.0)
+    n = 200_000
+    x = LogisticMixture(parameters, channels).sample((n,), seeded(12)).numpy()
+    assert x.shape == (n, channels)
+    assert set(np.unique(x)) <= set(range(256))
+    _, tables = oracle(parameters.flatten(), [0] * channels, channels)
+    assert abs(chi_square_score(np.bincount(x[:, 0].astype(int), minlength=256), tables[0])) < LIMIT
+    if channels == 3:
+        for edge in (0, 255):
+            some = x[x[:, 0] == edge]
+            _, tables = oracle(parameters.flatten(), [edge, 0, 0], 3)
+            assert len(some) > 500
+            assert abs(chi_square_score(np.bincount(some[:, 1].astype(int), minlength=256), tables[1])) < LIMIT
+            both = some[some[:, 1] == 255]
+            _, tables = oracle(parameters.flatten(), [edge, 255, 0], 3)
+            assert len(both) > 100
+            assert abs(chi_square_score(np.bincount(both[:, 2].astype(int), minlength=256), tables[2])) < LIMIT
+
+
+def test_mean_is_that_of_samples_away_from_the_edges():
+    parameters = random_parameters(3, size=(2, 2), seed=5, log_scale=-5.0)
+    each = parameters.view(10, COMPONENTS, 2, 2)
+    each[1:4] *= 0.3
+    each[7:] *= 0.3
+    mixture = LogisticMixture(parameters)
+    samples = mixture.sample((20_000,), seeded(6)).numpy()
+    assert np.abs(mean_scores(samples, mixture.mean.numpy())).max() < LIMIT
+
+
+def test_pixels_add_up_and_leading_dimensions_broadcast():
+    parameters = random_parameters(3, (2, 4), (2, 3), seed=8)
+    levels = torch.randint(0, 256, (4, 18), generator=seeded(9)).float()
+    found = LogisticMixture(parameters).log_prob(levels)
+    assert found.shape == (2, 4)
+    pixels = levels.view(4, 3, 2, 3)
+    total = sum(
+        LogisticMixture(parameters[..., i : i + 1, j : j + 1]).log_prob(pixels[:, :, i, j])
+        for i in range(2)
+        for j in range(3)
+    )
+    torch.testing.assert_close(found, total, rtol=1e-5, atol=1e-4)
+
+
+def test_all_randomness_comes_from_the_generator():
+    mixture = LogisticMixture(random_parameters(3, (2,), (2, 2)))
+    assert torch.equal(mixture.sample((3,), seeded(1)), mixture.sample((3,), seeded(1)))
+    assert not torch.equal(mixture.sample((3,), seeded(1)), mixture.sample((3,), seeded(2)))
+    assert mixture.sample((3,), seeded(1)).shape == (3, 2, 12)
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((99, 2, 2), 3), ((30, 2, 2), 2), ((31, 1, 1), 1)])
+def test_parameters_that_do_not_fit_are_refused(shape, channels):
+    with pytest.raises(ValueError, match="LogisticMixture: expected 1 or 3 channels and parameters"):
+        LogisticMixture(torch.zeros(shape), channels)
