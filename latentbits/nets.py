@@ -1,10 +1,20 @@
-"""Deterministic networks between data and bits."""
+"""Deterministic networks between data and latents: multi-layer perceptrons and residual networks.
 
-from collections.abc import Sequence
+A residual network's blocks are pre-activated (He et al. 2016) with kernel 3 and weight normalization (Salimans &
+Kingma 2016). The encoder's block i halves the image by stride 2 and may repeat itself with stride 1; the decoder
+has the same blocks in reverse order, with stride 1, and enlarges by nearest neighbours before each, the shortcut
+too, to the size that the encoder had there (28, 14, 7, 4 and back).
+"""
+
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.parametrizations import weight_norm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "leaky-relu": nn.LeakyReLU}
 
@@ -34,3 +44,218 @@ class MLP(nn.Sequential):
 def weight_matrices(net: nn.Module) -> list[Tensor]:
     """The parameters of a network that are not biases."""
     return [p for p in net.parameters() if p.dim() > 1]
+
+
+def halvings(size: tuple[int, int], count: int) -> list[tuple[int, int]]:
+    """Sizes of an image (H, W) halved so many times, rounded up, itself first."""
+    sizes = [size]
+    for _ in range(count):
+        height, width = sizes[-1]
+        sizes.append((-(-height // 2), -(-width // 2)))
+    return sizes
+
+
+class ResidualBlock(nn.Module):
+    """x + g(x) with g two convolutions, each after its activation: (N, C, H, W) -> (N, C', H', W').
+
+    Arguments:
+        maps_in: C.
+        maps_out: C'.
+        stride: Of the first convolution and the shortcut; the encoder's way to a smaller map.
+        enlarge: Size (H', W') to which the input is enlarged first; the decoder's way to a larger one.
+        norm: "weight", "batch" or "none".
+        activation: One of "elu", "relu" and "leaky-relu".
+        raw: Whether the input is an image, which is not activated.
+    """
+
+    def __init__(
+        self,
+        maps_in: int,
+        maps_out: int,
+        stride: int = 1,
+        enlarge: tuple[int, int] | None = None,
+        norm: str = "weight",
+        activation: str = "elu",
+        raw: bool = False,
+    ) -> None:
+        super().__init__()
+        self.enlarge = enlarge
+        act = ACTIVATIONS[activation]
+
+        def batch(maps: int) -> nn.Module:
+            return nn.BatchNorm2d(maps) if norm == "batch" else nn.Identity()
+
+        self.residual = nn.Sequential(
+            *([] if raw else [batch(maps_in), act()]),
+            normalized(nn.Conv2d(maps_in, maps_out, 3, stride, 1), norm),
+            batch(maps_out),
+            act(),
+            normalized(nn.Conv2d(maps_out, maps_out, 3, 1, 1), norm),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or maps_in != maps_out:
+            self.shortcut = normalized(nn.Conv2d(maps_in, maps_out, 1, stride), norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as above."""
+        if self.enlarge is not None:
+            x = F.interpolate(x, self.enlarge, mode="nearest")
+        y: Tensor = self.shortcut(x) + self.residual(x)
+        return y
+
+
+def normalized(layer: nn.Module, norm: str) -> nn.Module:
+    """The layer, with its weights normalized if the norm is "weight"."""
+    return weight_norm(layer) if norm == "weight" else layer
+
+
+class ResNetEncoder(nn.Module):
+    """Data (*, D) to latents' parameters (*, outputs), by residual blocks with stride 2.
+
+    Arguments:
+        image: Channels, height and width of an image; D is their product.
+        maps: Feature maps of each block.
+        outputs: Number of outputs; without a fully connected layer it must be that of the last map's elements.
+        repeats: How often each block stands, the first with stride 2 and the others with stride 1.
+        fully_connected: Whether a linear layer follows the blocks.
+        norm: "weight", "batch" or "none".
+        activation: One of "elu", "relu" and "leaky-relu".
+        levels: Of the data: they are scaled from [0, levels - 1] to [-1, 1].
+    """
+
+    def __init__(
+        self,
+        image: tuple[int, int, int],
+        maps: Sequence[int],
+        outputs: int,
+        repeats: int = 2,
+        fully_connected: bool = True,
+        norm: str = "weight",
+        activation: str = "elu",
+        levels: int = 2,
+    ) -> None:
+        super().__init__()
+        channels, height, width = image
+        final = halvings((height, width), len(maps))[-1]
+        features = maps[-1] * final[0] * final[1]
+        check_features(features, outputs, fully_connected, f"{maps[-1]}x{final[0]}x{final[1]}")
+        self.image, self.levels = image, levels
+        blocks: list[nn.Module] = []
+        for before, after in pairwise((channels, *maps)):
+            for i in range(repeats):
+                first = i == 0
+                blocks.append(
+                    ResidualBlock(
+                        before if first else after, after, 2 if first else 1, None, norm, activation, raw=not blocks
+                    )
+                )
+        self.blocks = nn.Sequential(*blocks, ACTIVATIONS[activation](), nn.Flatten(1))
+        self.last: nn.Module = normalized(nn.Linear(features, outputs), norm) if fully_connected else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as above."""
+        images = x.reshape(-1, *self.image) * (2 / (self.levels - 1)) - 1
+        out: Tensor = self.last(self.blocks(images.contiguous(memory_format=torch.channels_last)))
+        return out.reshape(*x.shape[:-1], *out.shape[1:])
+
+
+class ResNetDecoder(nn.Module):
+    """Latents (*, M) to the data's parameters: logits (*, D), or those of a mixture (*, P, H, W).
+
+    Arguments:
+        image: Channels, height and width of an image; D is their product.
+        maps: Feature maps of the encoder's blocks, which are used from the last to the first.
+        inputs: M; without a fully connected layer it must be the number of the last map's elements.
+        parameters: P, of each pixel; 0 for one logit for each of D, with a bias of its own.
+        repeats: How often each block stands; the first enlarges.
+        fully_connected: Whether a linear layer comes before the blocks.
+        norm: "weight", "batch" or "none".
+        activation: One of "elu", "relu" and "leaky-relu".
+    """
+
+    def __init__(
+        self,
+        image: tuple[int, int, int],
+        maps: Sequence[int],
+        inputs: int,
+        parameters: int = 0,
+        repeats: int = 2,
+        fully_connected: bool = True,
+        norm: str = "weight",
+        activation: str = "elu",
+    ) -> None:
+        super().__init__()
+        channels, height, width = image
+        sizes = halvings((height, width), len(maps))
+        final = sizes[-1]
+        features = maps[-1] * final[0] * final[1]
+        check_features(features, inputs, fully_connected, f"{maps[-1]}x{final[0]}x{final[1]}")
+        self.first: nn.Module = normalized(nn.Linear(inputs, features), norm) if fully_connected else nn.Identity()
+        self.shape = (maps[-1], *final)
+        down = list(reversed(maps))
+        blocks: list[nn.Module] = []
+        for (before, after), size in zip(pairwise((down[0], *down)), reversed(sizes[:-1]), strict=True):
+            for i in range(repeats):
+                first = i == 0
+                blocks.append(
+                    ResidualBlock(before if first else after, after, 1, size if first else None, norm, activation)
+                )
+        self.blocks = nn.Sequential(*blocks, ACTIVATIONS[activation]())
+        self.last = normalized(nn.Conv2d(maps[0], parameters or channels, 3, 1, 1), norm)
+        self.offset = None if parameters else nn.Parameter(torch.zeros(channels * height * width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Shapes as above."""
+        maps = self.first(z.reshape(-1, z.shape[-1])).unflatten(1, self.shape)
+        out: Tensor = self.last(self.blocks(maps.contiguous(memory_format=torch.channels_last)))
+        if self.offset is not None:
+            out = out.flatten(1) + self.offset
+        return out.reshape(*z.shape[:-1], *out.shape[1:])
+
+
+def check_features(features: int, latents: int, fully_connected: bool, last_map: str) -> None:
+    """Check that latents fit the last feature map.
+
+    Raises:
+        ValueError: If they do not, and no fully connected layer makes them.
+    """
+    if not fully_connected and features != latents:
+        raise ValueError(
+            f"model.latent: expected {features}, the elements of the last feature map ({last_map}), got {latents}; "
+            "change it or the maps, or set model.fully_connected"
+        )
+
+
+@torch.no_grad()
+def initialize_by_data(net: nn.Module, x: Tensor) -> Tensor:
+    """Scale and shift each weight-normalized layer so that its outputs on a batch have mean 0 and variance 1.
+
+    The layers are set one after another, each on what the earlier ones give by then (Salimans & Kingma
+    2016, section 3).
+
+    Arguments:
+        net: A network with weight normalization; others are left as they are.
+        x: A batch of its input, with shape (B, *).
+
+    Returns:
+        The network's output on the batch.
+    """
+    hooks = [
+        module.register_forward_hook(_standardize)
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and hasattr(module, "parametrizations")
+    ]
+    try:
+        return net(x)  # type: ignore[no-any-return]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _standardize(layer: Any, inputs: Any, output: Tensor) -> Tensor:
+    across = (0, *range(2, output.dim()))
+    mean, spread = output.mean(across), output.std(across).clamp(min=1e-3)
+    per_map: Callable[[Tensor], Tensor] = lambda t: t.view(-1, *[1] * (output.dim() - 2))  # noqa: E731
+    layer.parametrizations.weight.original0.div_(spread.view_as(layer.parametrizations.weight.original0))
+    layer.bias.copy_((layer.bias - mean) / spread)
+    return (output - per_map(mean)) / per_map(spread)

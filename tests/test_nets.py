@@ -1,0 +1,139 @@
+"""Residual networks: shapes and sizes of the paper's Appendix C, and the forward pass against plain functions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import seeded
+
+from latentbits.nets import ResidualBlock, ResNetDecoder, ResNetEncoder, halvings, initialize_by_data
+
+MNIST = ((1, 28, 28), (25, 50, 50))
+CIFAR = ((3, 32, 32), (64, 128, 192, 256))
+IMAGENET = ((3, 64, 64), (64, 128, 128, 256, 256))
+
+
+def parameters(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def conv(maps_in, maps_out, kernel):
+    """By hand: directions, and a length and a bias for each map."""
+    return maps_in * maps_out * kernel * kernel + 2 * maps_out
+
+
+def block(maps_in, maps_out, strided):
+    shortcut = conv(maps_in, maps_out, 1) if strided or maps_in != maps_out else 0
+    return conv(maps_in, maps_out, 3) + conv(maps_out, maps_out, 3) + shortcut
+
+
+def test_sizes_halve_rounded_up():
+    assert halvings((28, 28), 3) == [(28, 28), (14, 14), (7, 7), (4, 4)]
+    assert halvings((64, 32), 5)[-1] == (2, 1)
+
+
+def test_mnists_networks_have_the_papers_shapes_and_size():
+    encoder = ResNetEncoder(*MNIST, 200)
+    decoder = ResNetDecoder(*MNIST, 200)
+    assert encoder(torch.zeros(2, 784)).shape == (2, 200)
+    assert decoder(torch.zeros(3, 2, 200)).shape == (3, 2, 784)
+    down = sum(block(a, b, True) + block(b, b, False) for a, b in ((1, 25), (25, 50), (50, 50)))
+    assert parameters(encoder) == down + 800 * 200 + 2 * 200  # 50 maps of 4x4
+    up = sum(block(a, b, False) + block(b, b, False) for a, b in ((50, 50), (50, 50), (50, 25)))
+    assert parameters(decoder) == 200 * 800 + 2 * 800 + up + conv(25, 1, 3) + 784
+    sizes = []
+    for module in decoder.modules():
+        if isinstance(module, ResidualBlock):
+            module.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[-2:])))
+    decoder(torch.zeros(1, 200))
+    assert sizes == [(7, 7), (7, 7), (14, 14), (14, 14), (28, 28), (28, 28)]
+
+
+@pytest.mark.parametrize(("image", "maps", "repeats"), [(*CIFAR, 2), (*IMAGENET, 1)])
+def test_colour_networks_have_1024_bits_without_a_fully_connected_layer(image, maps, repeats):
+    encoder = ResNetEncoder(image, maps, 1024, repeats, fully_connected=False, levels=256)
+    decoder = ResNetDecoder(image, maps, 1024, 100, repeats, fully_connected=False)
+    D = image[0] * image[1] * image[2]
+    assert encoder(torch.zeros(2, D)).shape == (2, 1024)
+    assert decoder(torch.zeros(2, 1024)).shape == (2, 100, *image[1:])
+    pairs = list(zip((3, *maps), maps, strict=False))
+    down = sum(block(a, b, True) + (repeats - 1) * block(b, b, False) for a, b in pairs)
+    assert parameters(encoder) == down
+    back = list(reversed(maps))
+    up = sum(block(a, b, False) + (repeats - 1) * block(b, b, False) for a, b in zip((back[0], *back), back))  # noqa: B905
+    assert parameters(decoder) == up + conv(maps[0], 100, 3)
+
+
+def test_latents_that_do_not_fit_the_last_map_are_refused():
+    for net in (ResNetEncoder, ResNetDecoder):
+        with pytest.raises(
+            ValueError, match=r"expected 1024, the elements of the last feature map \(256x2x2\), got 200"
+        ):
+            net(*CIFAR, 200, fully_connected=False)
+
+
+def plain(layer, x, stride=1):
+    """A convolution whose weights are normalized here: g v / |v| for each map."""
+    g, v = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
+    weight = g * v / v.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return F.conv2d(x, weight, layer.bias, stride, layer.kernel_size[0] // 2)
+
+
+@pytest.mark.parametrize("enlarge", [None, (5, 7)])
+def test_a_block_is_its_formula_with_its_gradient(enlarge):
+    torch.manual_seed(0)
+    module = ResidualBlock(3, 4, 1 if enlarge else 2, enlarge).double()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=seeded(1), dtype=p.dtype))
+    x = torch.randn(2, 3, 3, 4, generator=seeded(2), dtype=torch.float64)
+    if enlarge:  # nearest neighbours by index
+        rows = torch.arange(5) * 3 // 5
+        columns = torch.arange(7) * 4 // 7
+        y = x[:, :, rows][..., columns]
+    else:
+        y = x
+    stride = 1 if enlarge else 2
+    first, second = (layer for layer in module.residual if hasattr(layer, "parametrizations"))
+    residual = plain(second, F.elu(plain(first, F.elu(y), stride)))
+    expected = plain(module.shortcut, y, stride) + residual
+    found = module(x)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(found.shape, generator=seeded(3), dtype=torch.float64)
+    own = torch.autograd.grad((found * weights).sum(), list(module.parameters()))
+    reference = torch.autograd.grad((expected * weights).sum(), list(module.parameters()))
+    for g, r in zip(own, reference, strict=True):
+        torch.testing.assert_close(g, r)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_other_norms(norm):
+    encoder = ResNetEncoder(*MNIST, 200, norm=norm)
+    assert encoder(torch.zeros(4, 784)).shape == (4, 200)
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in encoder.modules()) == (norm == "batch")
+    assert not any(hasattr(m, "parametrizations") for m in encoder.modules())
+
+
+def test_initialization_by_data_standardizes_every_layer():
+    torch.manual_seed(1)
+    x = torch.bernoulli(torch.full((200, 784), 0.3), generator=seeded(4))
+    encoder = ResNetEncoder(*MNIST, 200)
+    out = initialize_by_data(encoder, x)
+    torch.testing.assert_close(encoder(x), out, rtol=1e-3, atol=1e-3)  # and the hooks are gone
+    seen = []
+    for module in encoder.modules():
+        if hasattr(module, "parametrizations"):
+            module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    encoder(x)
+    assert len(seen) == 3 * 5 + 1  # two blocks of two convolutions and a shortcut at each size; the last layer
+    for output in seen:
+        across = (0, *range(2, output.dim()))
+        torch.testing.assert_close(output.mean(across), torch.zeros(output.shape[1]), rtol=0, atol=1e-3)
+        torch.testing.assert_close(output.std(across), torch.ones(output.shape[1]), rtol=0, atol=1e-2)
+
+
+def test_images_are_scaled_to_minus_one_and_one():
+    encoder = ResNetEncoder((1, 8, 8), (2,), 32, fully_connected=False, levels=256)
+    seen = []
+    encoder.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    encoder(torch.tensor([[0.0, 255.0] * 32]))
+    assert (float(seen[0].min()), float(seen[0].max())) == (-1.0, 1.0)
