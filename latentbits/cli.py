@@ -329,9 +329,9 @@ def sample_run(
     if temperatures < 1:
         raise UsageError(f"--temperatures: expected at least 1, got {temperatures}")
     images = draw(load(folder.path, weights), count, gibbs_steps, torch.Generator().manual_seed(seed), temperatures)
-    shape = data.SHAPES[folder.config.data.name]
+    form = data.FORMS[folder.config.data.name]
     content = io.BytesIO()
-    grid(images, shape, zoom=zoom_for(shape)).save(content, "PNG")
+    grid(images, form, zoom=zoom_for(form)).save(content, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
     say(f"written: {path}")

@@ -23,12 +23,18 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Sizes of the networks and of the prior."""
 
-    network: Literal["mlp", "none"] = Field(
+    network: Literal["mlp", "resnet", "none"] = Field(
         "mlp", description="encoder and decoder; none trains the prior on the data itself"
     )
     layers: tuple[int, ...] = Field(
-        (200, 200, 100, 100), description="hidden layers of the encoder; the decoder mirrors them"
+        (200, 200, 100, 100), description="hidden layers of an mlp's encoder; the decoder mirrors them"
     )
+    maps: tuple[int, ...] = Field(
+        (25, 50, 50), description="feature maps of a resnet's blocks; the decoder mirrors them"
+    )
+    repeats: int = Field(2, ge=1, description="how often each block of a resnet stands")
+    fully_connected: bool = Field(True, description="whether a linear layer joins a resnet's blocks and the latents")
+    norm: Literal["weight", "batch", "none"] = Field("weight", description="normalization in a resnet")
     activation: Literal["elu", "relu", "leaky-relu"] = Field("elu", description="between layers")
     latent: int = Field(200, ge=1, description="latent bits M, the RBM's visible layer")
     prior: Literal["rbm", "bernoulli", "normal"] = Field(
@@ -39,8 +45,11 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _layers_are_positive(self) -> "ModelConfig":
-        if any(width < 1 for width in self.layers):
-            raise ValueError(f"layers: widths must be at least 1, got {self.layers}")
+        for name in ("layers", "maps"):
+            if any(width < 1 for width in getattr(self, name)):
+                raise ValueError(f"{name}: widths must be at least 1, got {getattr(self, name)}")
+        if self.network == "resnet" and not self.maps:
+            raise ValueError("maps: expected at least one block's number of feature maps, got none")
         return self
 
 

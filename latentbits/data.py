@@ -30,6 +30,32 @@ class DataError(ValueError):
     """Data that are missing, damaged or of the wrong form; the message says what to do."""
 
 
+class Form(NamedTuple):
+    """What the images of a data set look like.
+
+    Attributes:
+        channels: 1, or 3 for colour.
+        height: In pixels.
+        width: In pixels.
+        levels: 2 for bits, 256 for bytes.
+    """
+
+    channels: int
+    height: int
+    width: int
+    levels: int = 2
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self[:3]
+
+    @property
+    def dimensions(self) -> int:
+        """D, their product."""
+        return self.channels * self.height * self.width
+
+
 class Splits(NamedTuple):
     """A data set.
 
@@ -38,7 +64,7 @@ class Splits(NamedTuple):
         train: Training data, uint8 in {0, 1}, with shape (N, D).
         valid: Validation data, likewise.
         test: Test data, likewise.
-        shape: Height and width of an image.
+        form: What an image looks like.
         checksum: SHA-256 of the three splits, bit-packed.
     """
 
@@ -46,12 +72,8 @@ class Splits(NamedTuple):
     train: Tensor
     valid: Tensor
     test: Tensor
-    shape: tuple[int, int]
+    form: Form
     checksum: str
-
-    @property
-    def dimensions(self) -> int:
-        return self.train.shape[1]
 
     def to(self, device: str) -> "Splits":
         """The same data on a device."""
@@ -96,15 +118,15 @@ MNIST_FILES = {
         "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
     ),
 }
-SHAPES = {"digits": (8, 8), "binarized-mnist": (28, 28)}
-"""Height and width of the images of each data set."""
+FORMS = {"digits": Form(1, 8, 8), "binarized-mnist": Form(1, 28, 28)}
+"""What the images of each data set look like."""
 
 
 def load(name: str, data_dir: Path | str | None = None) -> Splits:
     """Load a data set by name.
 
     Arguments:
-        name: One of :data:`SHAPES`.
+        name: One of :data:`FORMS`.
         data_dir: Folder to look in; without it, earlier downloads serve, and what is absent is downloaded.
 
     Raises:
@@ -114,7 +136,7 @@ def load(name: str, data_dir: Path | str | None = None) -> Splits:
         return _digits()
     if name == "binarized-mnist":
         return _binarized_mnist(None if data_dir is None else Path(data_dir))
-    raise DataError(f"data: expected one of {', '.join(SHAPES)}, got {name!r}")
+    raise DataError(f"data: expected one of {', '.join(FORMS)}, got {name!r}")
 
 
 def cache_dir() -> Path:
@@ -122,12 +144,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("LATENTBITS_CACHE") or pooch.os_cache("latentbits"))
 
 
-def _splits(name: str, parts: list[np.ndarray], shape: tuple[int, int]) -> Splits:
+def _splits(name: str, parts: list[np.ndarray], form: Form) -> Splits:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(np.packbits(part, axis=1).tobytes())
     train, valid, test = (torch.from_numpy(part) for part in parts)
-    return Splits(name, train, valid, test, shape, digest.hexdigest())
+    return Splits(name, train, valid, test, form, digest.hexdigest())
 
 
 def _digits() -> Splits:
@@ -135,12 +157,12 @@ def _digits() -> Splits:
 
     levels = load_digits().data
     bits = (levels >= 8).astype(np.uint8)[np.random.RandomState(0).permutation(len(levels))]
-    return _splits("digits", [bits[:1197], bits[1197:1497], bits[1497:]], SHAPES["digits"])
+    return _splits("digits", [bits[:1197], bits[1197:1497], bits[1497:]], FORMS["digits"])
 
 
 def _binarized_mnist(data_dir: Path | None) -> Splits:
     parts = [_load_amat(_find_or_download(file, data_dir), file) for file in MNIST_FILES.values()]
-    return _splits("binarized-mnist", parts, SHAPES["binarized-mnist"])
+    return _splits("binarized-mnist", parts, FORMS["binarized-mnist"])
 
 
 def find(file: AmatFile, data_dir: Path | None) -> Path | None:

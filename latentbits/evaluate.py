@@ -31,6 +31,9 @@ LARGEST_EXACT_LAYER = 20
 IMAGES_PER_PART = 500
 """Images that are evaluated together; each such part has a random stream of its own."""
 
+IMAGES_AT_ONCE = 1000
+"""Images that go through a network together where no gradient is wanted."""
+
 Report = Callable[[str, float, str], None]
 """Called with the name of a phase, the share of it that is done, and what it has found so far."""
 
@@ -136,7 +139,7 @@ def fit_prior_base(model: LatentModel | RBM, x: Tensor) -> None:
     if isinstance(model, RBM):
         model.fit_base(x.mean(0, dtype=torch.float64), len(x))
     elif isinstance(model.prior, RBM):
-        p = torch.cat([model.posterior(part.to(model.prior.weight)).mean for part in x.split(10_000)])
+        p = torch.cat([model.posterior(part.to(model.prior.weight)).mean for part in x.split(IMAGES_AT_ONCE)])
         model.prior.fit_base(p.mean(0), len(x))
 
 

@@ -18,8 +18,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from .config import ModelConfig
+from .data import Form
 from .distributions import Bits, DiagonalNormal
-from .nets import MLP
+from .nets import MLP, ResNetDecoder, ResNetEncoder
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .tempering import sample_prior
 
@@ -97,6 +98,10 @@ class LatentModel(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
 
+    def _elements(self, x: Tensor) -> int:
+        """Size of the largest tensor that the decoder makes for one sample of a datum of x (B, D)."""
+        return max(x.shape[1], int(getattr(self.decoder, "elements", 0)))
+
     def posterior(self, x: Tensor) -> Bits:
         """q(z | x) for data x (B, D), a distribution over bits (B, M)."""
         return Bits(self.encoder(x))
@@ -135,7 +140,7 @@ class LatentModel(nn.Module):
                 p_x = self.likelihood(z)
             return p_x.log_prob(x) - self.prior.free_energy(z)
         with products():
-            log_p = over_samples(lambda part: self.likelihood(part).log_prob(x), z, x.numel())
+            log_p = over_samples(lambda part: self.likelihood(part).log_prob(x), z, len(x) * self._elements(x))
         return log_p - over_samples(self.prior.free_energy, z, z.shape[1] * max(self.prior.visible, self.prior.hidden))
 
     @torch.no_grad()
@@ -174,7 +179,7 @@ class LatentModel(nn.Module):
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         x = x.to(self.prior.visible_bias)
-        rows = max(1, ELEMENTS_PER_CHUNK // (min(samples, 64) * x.shape[1]))
+        rows = max(1, ELEMENTS_PER_CHUNK // (min(samples, 64) * self._elements(x)))
         parts = [self._importance_sums(part, samples, keep, generator) for part in x.split(rows)]
         log_sum, log_sum_squares, z = (
             torch.cat(part, -2 if part[0].dim() == 3 else 0) for part in zip(*parts, strict=True)
@@ -189,7 +194,7 @@ class LatentModel(nn.Module):
         log_sum = x.new_full((B,), -torch.inf, dtype=torch.float64)
         log_sum_squares = log_sum.clone()
         kept = x.new_zeros(keep, B, M)
-        chunk = max(1, ELEMENTS_PER_CHUNK // x.numel())
+        chunk = max(1, ELEMENTS_PER_CHUNK // (len(x) * self._elements(x)))
         for first in range(0, samples, chunk):
             z = q.sample((min(chunk, samples - first),), generator)
             log_w = self.log_weight(x, z).double()
@@ -255,19 +260,32 @@ class GaussianModel(LatentModel):
         return self.posterior(x.to(self.prior.visible_bias)).loc
 
 
-def build(config: ModelConfig, dimensions: int, generator: torch.Generator | None = None) -> LatentModel | RBM:
-    """A model with random weights for data of the given number of dimensions D.
+def build(config: ModelConfig, form: Form, generator: torch.Generator | None = None) -> LatentModel | RBM:
+    """A model with random weights for images of the given form.
 
     A configuration without networks gives the RBM alone, over the data themselves.
     """
     with torch.random.fork_rng(devices=[]):  # torch.nn's initialization knows the global generator only
         torch.manual_seed(0 if generator is None else int(torch.randint(2**31, (), generator=generator)))
         if config.network == "none":
-            return RBM(dimensions, config.hidden)
+            return RBM(form.dimensions, config.hidden)
         continuous = config.prior == "normal"
-        encoder = MLP([dimensions, *config.layers, config.latent * (2 if continuous else 1)], config.activation)
-        decoder = MLP([config.latent, *reversed(config.layers), dimensions], config.activation)
+        encoder, decoder = networks(config, form, config.latent * (2 if continuous else 1))
         if continuous:
             return GaussianModel(encoder, decoder, NormalPrior(config.latent))
         prior = RBM(config.latent, config.hidden) if config.prior == "rbm" else BernoulliPrior(config.latent)
         return LatentModel(encoder, decoder, prior)
+
+
+def networks(config: ModelConfig, form: Form, outputs: int) -> tuple[nn.Module, nn.Module]:
+    """Encoder, with so many outputs, and decoder."""
+    if config.network == "mlp":
+        return (
+            MLP([form.dimensions, *config.layers, outputs], config.activation),
+            MLP([config.latent, *reversed(config.layers), form.dimensions], config.activation),
+        )
+    common = (config.repeats, config.fully_connected, config.norm, config.activation)
+    return (
+        ResNetEncoder(form.image, config.maps, outputs, *common, form.levels),
+        ResNetDecoder(form.image, config.maps, config.latent, 0, *common),
+    )

@@ -8,7 +8,7 @@ too, to the size that the encoder had there (28, 14, 7, 4 and back).
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -39,6 +39,27 @@ class MLP(nn.Sequential):
         layer = self[-1]
         assert isinstance(layer, nn.Linear)
         return layer
+
+    @torch.no_grad()
+    def scale_output(self, factor: float) -> None:
+        """Multiply the output by a factor, inside the last layer."""
+        self.last.weight.mul_(factor)
+        self.last.bias.mul_(factor)
+
+    @torch.no_grad()
+    def set_offset(self, offset: Tensor) -> None:
+        """Let the last layer's bias be (D,)."""
+        self.last.bias.copy_(offset)
+
+
+class Network(Protocol):
+    """What training asks of an encoder and of a decoder besides their outputs."""
+
+    def scale_output(self, factor: float) -> None:
+        """Multiply an encoder's output by a factor."""
+
+    def set_offset(self, offset: Tensor) -> None:
+        """Set the bias (D,) of a decoder's logits."""
 
 
 def weight_matrices(net: nn.Module) -> list[Tensor]:
@@ -149,14 +170,23 @@ class ResNetEncoder(nn.Module):
                         before if first else after, after, 2 if first else 1, None, norm, activation, raw=not blocks
                     )
                 )
-        self.blocks = nn.Sequential(*blocks, ACTIVATIONS[activation](), nn.Flatten(1))
-        self.last: nn.Module = normalized(nn.Linear(features, outputs), norm) if fully_connected else nn.Identity()
+        end: list[nn.Module] = [nn.Flatten(1)]
+        if fully_connected:
+            end = [ACTIVATIONS[activation](), *end, normalized(nn.Linear(features, outputs), norm)]
+        self.layers = nn.Sequential(*blocks, *end)
+        self.gain: Tensor
+        self.register_buffer("gain", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes as above."""
         images = x.reshape(-1, *self.image) * (2 / (self.levels - 1)) - 1
-        out: Tensor = self.last(self.blocks(images.contiguous(memory_format=torch.channels_last)))
+        out: Tensor = self.gain * self.layers(images.contiguous(memory_format=torch.channels_last))
         return out.reshape(*x.shape[:-1], *out.shape[1:])
+
+    @torch.no_grad()
+    def scale_output(self, factor: float) -> None:
+        """Multiply the output by a factor."""
+        self.gain.mul_(factor)
 
 
 class ResNetDecoder(nn.Module):
@@ -171,6 +201,9 @@ class ResNetDecoder(nn.Module):
         fully_connected: Whether a linear layer comes before the blocks.
         norm: "weight", "batch" or "none".
         activation: One of "elu", "relu" and "leaky-relu".
+
+    Attributes:
+        elements: Size of the largest tensor that it makes for one of the latents' rows, about.
     """
 
     def __init__(
@@ -202,6 +235,7 @@ class ResNetDecoder(nn.Module):
                 )
         self.blocks = nn.Sequential(*blocks, ACTIVATIONS[activation]())
         self.last = normalized(nn.Conv2d(maps[0], parameters or channels, 3, 1, 1), norm)
+        self.elements = 2 * max(m * h * w for m, (h, w) in zip(maps, sizes, strict=False))
         self.offset = None if parameters else nn.Parameter(torch.zeros(channels * height * width))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -211,6 +245,12 @@ class ResNetDecoder(nn.Module):
         if self.offset is not None:
             out = out.flatten(1) + self.offset
         return out.reshape(*z.shape[:-1], *out.shape[1:])
+
+    @torch.no_grad()
+    def set_offset(self, offset: Tensor) -> None:
+        """Let the logits' own biases be (D,)."""
+        assert self.offset is not None
+        self.offset.copy_(offset)
 
 
 def check_features(features: int, latents: int, fully_connected: bool, last_map: str) -> None:

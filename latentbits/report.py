@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from . import data
+from .data import Form
 from .evaluate import Evaluation, Likelihood
 from .model import LatentModel
 from .progress import STAGE_TITLES
@@ -30,21 +31,22 @@ matplotlib.use("Agg")
 INK, ACCENT, SECOND = "#22303c", "#1f6fb2", "#c8553d"
 
 
-def grid(images: Tensor, shape: tuple[int, int], columns: int = 10, zoom: int = 2) -> Image.Image:
-    """Images with values in [0, 1], shape (N, D), as one picture of ``columns`` columns, ink on white."""
-    height, width = shape
+def grid(images: Tensor, form: Form, columns: int = 10, zoom: int = 2) -> Image.Image:
+    """Images with values in [0, 1], shape (N, D), as one picture of ``columns`` columns; bits are ink on white."""
+    channels, height, width = form.image
     rows = -(-len(images) // columns)
-    tiles = torch.ones(rows * columns, height + 2, width + 2)
-    tiles[: len(images), 1:-1, 1:-1] = 1 - images.reshape(-1, height, width).float().cpu()
-    sheet = tiles.view(rows, columns, height + 2, width + 2).transpose(1, 2).reshape(rows * (height + 2), -1)
-    levels = (sheet.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    picture = Image.fromarray(levels)
+    tiles = torch.ones(rows * columns, channels, height + 2, width + 2)
+    values = images.reshape(-1, *form.image).float().cpu()
+    tiles[: len(images), :, 1:-1, 1:-1] = 1 - values if channels == 1 else values
+    sheet = tiles.view(rows, columns, channels, height + 2, width + 2).permute(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(rows * (height + 2), columns * (width + 2), channels).squeeze(-1)
+    picture = Image.fromarray((sheet.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
-def zoom_for(shape: tuple[int, int]) -> int:
+def zoom_for(form: Form) -> int:
     """Enlargement that makes a grid of ten columns about 600 pixels wide."""
-    return max(1, round(60 / (shape[1] + 2)))
+    return max(1, round(60 / (form.width + 2)))
 
 
 def _number(value: float | None) -> str:
@@ -236,5 +238,5 @@ def write_pictures(run: Run, splits: data.Splits, folder: Path, gibbs_steps: int
         figure.savefig(paths[-1])
     for name, images in sheets.items():
         paths.append(folder / f"{name}.png")
-        grid(images, splits.shape, zoom=zoom_for(splits.shape)).save(paths[-1])
+        grid(images, splits.form, zoom=zoom_for(splits.form)).save(paths[-1])
     return paths

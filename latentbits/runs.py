@@ -17,7 +17,6 @@ No file is a pickle; see :mod:`latentbits.files`.
 
 import fcntl
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from .config import Config
-from .data import SHAPES
+from .data import FORMS
 from .files import FORMAT, FileError, load_state, write_atomically
 from .model import LatentModel, build
 from .rbm import RBM
@@ -221,7 +220,7 @@ def load(path: Path | str, weights: str = "model") -> LatentModel | RBM:
         RunError: If there is no run, or it has not come so far.
     """
     run = Run.open(path)
-    model = build(run.config.model, math.prod(SHAPES[run.config.data.name]))
+    model = build(run.config.model, FORMS[run.config.data.name])
     run.load_weights(weights, model)
     return model.eval()
 

@@ -19,7 +19,7 @@ import hashlib
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,11 +27,11 @@ from torch.optim import SGD, Adam, Adamax, Optimizer
 
 from . import data, distributed
 from .config import AutoencoderConfig, Config, JointConfig, RBMConfig, ValidationConfig
-from .evaluate import fit_prior_base, quick_nll
+from .evaluate import IMAGES_AT_ONCE, fit_prior_base, quick_nll
 from .fused import bernoulli
 from .gibbs import bfloat16_products, gibbs
 from .model import GaussianModel, LatentModel, Products, build
-from .nets import MLP, weight_matrices
+from .nets import MLP, Network, initialize_by_data, weight_matrices
 from .objectives import Losses, iwae_losses, joint_losses, relaxed_losses
 from .progress import Display
 from .rbm import RBM, BernoulliPrior, Prior
@@ -49,6 +49,7 @@ from .tempering import Chains
 
 CALIBRATION_IMAGES = 20_000
 CALIBRATION_UPDATES = 1000
+INITIALIZATION_IMAGES = 500
 
 
 def rate_factor(step: int, steps: int, decay: float) -> float:
@@ -84,10 +85,9 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
 
     def validate(epoch: int) -> dict[str, float]:
-        x = splits.valid.float()
         with torch.no_grad():
-            hard = model.likelihood((model.encoder(x) > 0).float()).log_prob(x)
-        return {"reconstruction_hard_bits": -float(hard.mean())}
+            hard = [model.likelihood(model.encode(x)).log_prob(x.float()) for x in splits.valid.split(IMAGES_AT_ONCE)]
+        return {"reconstruction_hard_bits": -float(torch.cat(hard).mean())}
 
     for batch in session.batches("autoencoder", splits.train, config.epochs, config.batch_size, validate):
         set_rates(optimizer, rate_factor(state.step, steps, config.decay))
@@ -107,19 +107,11 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     session.checkpoint()
     scale, table = choose_scale(session, model, config)
     scale = distributed.of_first(scale)  # on a GPU, rounding could tip the balance in one of several processes
-    scale_logits(model, scale)
+    cast(Network, model.encoder).scale_output(scale)
     if session.is_first:
         session.run.append_metrics({"stage": "conversion", "scale": scale, "nll_by_scale": table})
     state.rows += 1
     session.display.note(f"posterior = sigmoid({scale:g} E(x)); validation NLL by scale: {table}")
-
-
-@torch.no_grad()
-def scale_logits(model: LatentModel, scale: float) -> None:
-    """Multiply the encoder's output by a factor, inside its last layer."""
-    assert isinstance(model.encoder, MLP)
-    model.encoder.last.weight.mul_(scale)
-    model.encoder.last.bias.mul_(scale)
 
 
 def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig) -> tuple[float, dict[str, float]]:
@@ -131,13 +123,13 @@ def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig
     quick = ValidationConfig(images=1000, samples=100, ais_chains=500, ais_temperatures=500)
     x = splits.train[:CALIBRATION_IMAGES]
     with torch.no_grad():
-        logits = model.encoder(x.float())
+        logits = torch.cat([model.encoder(part.float()) for part in x.split(IMAGES_AT_ONCE)])
     table: dict[str, float] = {}
     for scale in scales:
         session.display.note(f"trying posterior = sigmoid({scale:g} E(x)) with a short stage 2")
         trial = copy.deepcopy(model)
         trial.prior = build_prior_like(model.prior, whole.seed)
-        scale_logits(trial, scale)
+        cast(Network, trial.encoder).scale_output(scale)
         fit_prior_briefly(trial.prior, scale * logits, whole)
         table[f"{scale:g}"] = round(quick_nll(trial, splits.valid, x, quick, whole.seed)[0], 3)
     return min(scales, key=lambda s: table[f"{s:g}"]), table
@@ -216,7 +208,8 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
             if isinstance(model, RBM):
                 means = splits.train.mean(0, dtype=torch.float32)
             else:
-                means = torch.cat([model.posterior(x.float()).mean for x in splits.train.split(10_000)]).mean(0)
+                means = torch.cat([model.posterior(x.float()).mean for x in splits.train.split(IMAGES_AT_ONCE)])
+                means = means.mean(0)
         start_biases(prior, means, len(splits.train))
 
     for batch in session.batches(
@@ -241,7 +234,9 @@ def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float |
     config, state, splits = session.config, session.state, session.splits
     if epoch % config.validation.every and epoch != epochs:
         return {}
+    state.evaluated.eval()
     nll, error = quick_nll(state.evaluated, splits.valid, splits.train, config.validation, config.seed)
+    state.evaluated.train()
     session.consider(nll)
     if config.validation.keep and state.stage == "joint" and epoch % config.validation.keep == 0:
         session.save_weights(
@@ -440,14 +435,24 @@ def describe_difference(old: Config, new: Config) -> str:
 
 def new_state(config: Config, splits: data.Splits) -> State:
     """The state before the first step: random weights, and the decoder's bias at the data's mean logits."""
-    model = build(config.model, splits.dimensions, torch.Generator().manual_seed(config.seed))
+    model = build(config.model, splits.form, torch.Generator().manual_seed(config.seed))
     model = model.to(splits.train.device)
     generator = torch.Generator(splits.train.device).manual_seed(config.seed + 1_000_003 * distributed.world().rank)
     if isinstance(model, LatentModel):
-        assert isinstance(model.decoder, MLP)
-        with torch.no_grad():
-            model.decoder.last.bias.copy_(splits.mean_logits())
+        begin_networks(model, splits)
     return State(model, generator)
+
+
+def begin_networks(model: LatentModel, splits: data.Splits) -> None:
+    """Set what the training data determine before the first step."""
+    if not isinstance(model.encoder, MLP):
+        x = splits.train[:INITIALIZATION_IMAGES].float()
+        generator = torch.Generator(x.device).manual_seed(0)
+        initialize_by_data(model.encoder, x)
+        with torch.no_grad():
+            z = model.posterior(x).sample(generator=generator)
+        initialize_by_data(model.decoder, z)
+    cast(Network, model.decoder).set_offset(splits.mean_logits())
 
 
 def note_weights(session: Session, path: Path) -> None:

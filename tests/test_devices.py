@@ -8,6 +8,7 @@ from checks import LIMIT, chi_square_score, machine, mean_scores, random_rbm
 
 from latentbits import BernoulliPrior, Counts, LatentModel, ais, bernoulli, evaluate, gibbs, raise_log_prob
 from latentbits.config import ModelConfig
+from latentbits.data import Form
 from latentbits.model import build
 from latentbits.objectives import joint_losses
 from latentbits.tempering import parallel_tempering, start, tempering_schedule
@@ -56,7 +57,9 @@ def test_estimates_of_both_sides_agree_with_enumeration(device):
 @pytest.mark.parametrize("objective", ["vimco", "crws"])
 @pytest.mark.parametrize("prior", ["rbm", "bernoulli"])
 def test_a_step_reaches_every_parameter(device, objective, prior):
-    model = build(ModelConfig(layers=(8,), latent=6, hidden=5, prior=prior), 12, torch.Generator().manual_seed(0))
+    model = build(
+        ModelConfig(layers=(8,), latent=6, hidden=5, prior=prior), Form(1, 3, 4), torch.Generator().manual_seed(0)
+    )
     assert isinstance(model, LatentModel)
     model = model.to(device)
     x = bernoulli(torch.zeros(20, 12, device=device), generator(device, 8))
@@ -71,7 +74,7 @@ def test_a_step_reaches_every_parameter(device, objective, prior):
 
 
 def test_an_evaluation_is_exact_where_it_can_be(device):
-    model = build(ModelConfig(layers=(8,), latent=6, hidden=5), 12, torch.Generator().manual_seed(0))
+    model = build(ModelConfig(layers=(8,), latent=6, hidden=5), Form(1, 3, 4), torch.Generator().manual_seed(0))
     assert isinstance(model, LatentModel)
     model = model.to(device)
     x = bernoulli(torch.zeros(40, 12, device=device), generator(device, 11))

@@ -10,6 +10,7 @@ from test_objectives import D, M, exact_tables, small_model
 import latentbits.model
 from latentbits import RBM, BernoulliPrior, Config, LatentModel
 from latentbits.config import ModelConfig
+from latentbits.data import Form
 from latentbits.model import build
 
 
@@ -122,16 +123,16 @@ def test_fewer_than_one_sample_is_refused(model, x):
 def test_build_is_a_function_of_its_generator():
     config = ModelConfig(layers=(6,), latent=5, hidden=4)
     torch.manual_seed(1)
-    first = build(config, 9, seeded(3))
+    first = build(config, Form(1, 3, 3), seeded(3))
     torch.manual_seed(2)
-    second = build(config, 9, seeded(3))
+    second = build(config, Form(1, 3, 3), seeded(3))
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
-    other = build(config, 9, seeded(4))
+    other = build(config, Form(1, 3, 3), seeded(4))
     assert not torch.equal(first.prior.weight, other.prior.weight)
 
 
 def test_build_has_the_papers_shapes():
-    model = build(Config().model, 784, seeded(0))
+    model = build(Config().model, Form(1, 28, 28), seeded(0))
     assert isinstance(model, LatentModel)
     widths = [layer.weight.shape[::-1] for layer in model.encoder if isinstance(layer, torch.nn.Linear)]
     assert widths == [(784, 200), (200, 200), (200, 100), (100, 100), (100, 200)]
@@ -141,7 +142,7 @@ def test_build_has_the_papers_shapes():
 
 
 def test_build_of_the_ablations():
-    assert isinstance(build(ModelConfig(prior="bernoulli"), 9).prior, BernoulliPrior)
-    rbm = build(ModelConfig(network="none", hidden=7), 9)
+    assert isinstance(build(ModelConfig(prior="bernoulli"), Form(1, 3, 3)).prior, BernoulliPrior)
+    rbm = build(ModelConfig(network="none", hidden=7), Form(1, 3, 3))
     assert isinstance(rbm, RBM)
     assert (rbm.visible, rbm.hidden) == (9, 7)

@@ -134,6 +134,17 @@ def test_initialization_by_data_standardizes_every_layer():
 def test_images_are_scaled_to_minus_one_and_one():
     encoder = ResNetEncoder((1, 8, 8), (2,), 32, fully_connected=False, levels=256)
     seen = []
-    encoder.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    encoder.layers[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     encoder(torch.tensor([[0.0, 255.0] * 32]))
     assert (float(seen[0].min()), float(seen[0].max())) == (-1.0, 1.0)
+
+
+def test_without_a_fully_connected_layer_the_output_takes_every_value():
+    """A last activation would keep log-odds above -1."""
+    torch.manual_seed(2)
+    encoder = ResNetEncoder((1, 8, 8), (4, 8), 32, fully_connected=False)
+    x = torch.bernoulli(torch.full((500, 64), 0.5), generator=seeded(5))
+    out = initialize_by_data(encoder, x)
+    assert float(out.min().detach()) < -2
+    encoder.scale_output(3.0)
+    torch.testing.assert_close(encoder(x), 3 * out, rtol=1e-3, atol=1e-3)

@@ -12,6 +12,7 @@ from test_objectives import flat
 
 from latentbits import LatentModel
 from latentbits.config import ModelConfig
+from latentbits.data import Form
 from latentbits.distributions import DiagonalNormal
 from latentbits.model import GaussianModel, build
 from latentbits.nets import MLP
@@ -154,7 +155,7 @@ def test_normal_prior_and_posterior_are_pytorchs(continuous):
 
 
 def test_a_continuous_model_is_built_sampled_and_encoded():
-    model = build(ModelConfig(layers=(5,), latent=4, prior="normal"), 6, seeded(0))
+    model = build(ModelConfig(layers=(5,), latent=4, prior="normal"), Form(1, 2, 3), seeded(0))
     assert isinstance(model, GaussianModel)
     x = torch.ones(3, 6)
     assert model.encode(x).shape == (3, 4)

@@ -30,7 +30,6 @@ from latentbits.train import (
     new_state,
     rate_factor,
     samples_at,
-    scale_logits,
     shrink,
     soft_binarize,
 )
@@ -389,7 +388,7 @@ def test_scaling_the_logits_scales_the_encoders_output():
     model = new_state(tiny(), data.load("digits")).model
     x = torch.rand(5, 64, generator=seeded(0))
     before = model.encoder(x).detach()
-    scale_logits(model, 2.5)
+    model.encoder.scale_output(2.5)
     torch.testing.assert_close(model.encoder(x).detach(), 2.5 * before)
 
 
@@ -504,3 +503,41 @@ def test_centering_changes_the_way_and_sleep_the_encoder(tmp_path):
     tensors = {name: load_file(run.path / "joint.safetensors") for name, run in runs.items()}
     assert not torch.equal(tensors["plain"]["prior.weight"], tensors["centered"]["prior.weight"])
     assert not torch.equal(tensors["plain"]["encoder.0.weight"], tensors["sleep"]["encoder.0.weight"])
+
+
+RESNET = {"network": "resnet", "maps": (3, 4), "repeats": 1}
+
+
+@pytest.mark.parametrize("changes", [{}, {"fully_connected": False, "latent": 16}, {"norm": "batch"}])
+def test_residual_networks_go_through_all_stages(tmp_path, changes):
+    config = tiny(model=RESNET | changes, joint={"epochs": 2}, autoencoder={"scales": (1.0, 2.0)})
+    whole = lb.train(config, tmp_path / "whole", quiet=True)
+    parts = lb.train(config, tmp_path / "parts", max_minutes=1e-9, quiet=True)
+    while not parts.finished:
+        lb.train(config, tmp_path / "parts", resume=True, max_minutes=1e-9, quiet=True)
+    assert_same_run(whole, parts)
+    model = lb.load(whole.path)
+    assert model.sample(3, 2, seeded(0)).shape == (3, 64)
+    assert model.log_prob(torch.zeros(5, 64), 7, 0.0, seeded(0)).shape == (5,)
+
+
+def test_residual_networks_begin_standardized_and_at_the_datas_means():
+    splits = data.load("digits")
+    model = new_state(tiny(model=RESNET), splits).model
+    a = model.encoder(splits.train[:500].float()).detach()
+    assert a.mean(0).abs().max() < 0.01
+    torch.testing.assert_close(a.std(0), torch.ones(8), atol=0.02, rtol=0)
+    torch.testing.assert_close(model.decoder.offset.detach(), splits.mean_logits())
+
+
+def test_validation_uses_batch_normalizations_own_statistics(tmp_path):
+    """Validating more often leaves the same weights and statistics."""
+    runs = [
+        lb.train(
+            tiny(model=RESNET | {"norm": "batch"}, joint={"epochs": 2}, validation={"every": every}), path, quiet=True
+        )
+        for every, path in ((1, tmp_path / "each"), (2, tmp_path / "last"))
+    ]
+    one, other = (load_file(run.path / "joint.safetensors") for run in runs)
+    assert any("running_mean" in name for name in one)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
