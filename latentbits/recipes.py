@@ -97,12 +97,12 @@ def mnist_mlp_crws() -> Config:
 
 
 def mnist_mlp_no_pretrain() -> Config:
-    """The same by VIMCO from random weights: what are stages 1 and 2 worth?"""
+    """The same by VIMCO from random weights, to see what stages 1 and 2 are worth."""
     return _vary(mnist_mlp(), "mnist-mlp-no-pretrain", **NO_PRETRAINING)
 
 
 def mnist_mlp_bernoulli_prior() -> Config:
-    """The same with independent bits for a prior: what is the RBM worth?"""
+    """The same with independent bits for a prior, to see what the RBM is worth."""
     # stage 2 has one update to make, the bits' means; its other epochs follow the posterior's noise
     return _vary(
         mnist_mlp(), "mnist-mlp-bernoulli-prior", model={"prior": "bernoulli"}, rbm={"cd_epochs": 1, "pcd_epochs": 0}
