@@ -12,7 +12,6 @@
 from . import distributed, recipes
 from .anneal import AISEstimate, adaptive_schedule, ais, linear_schedule, raise_log_prob
 from .config import Config
-from .data import DataError, Splits
 from .data import load as load_data
 from .evaluate import Counts, Evaluation, evaluate
 from .fused import bernoulli
@@ -22,6 +21,7 @@ from .objectives import Signal, resample, vimco, wake
 from .rbm import RBM, BernoulliPrior, NormalPrior
 from .runs import PRETRAINED, Run, RunError, load, load_pretrained
 from .session import TrainingError
+from .splits import DataError, Splits
 from .tempering import parallel_tempering, sample_prior, tempering_schedule
 from .train import train
 

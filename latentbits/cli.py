@@ -28,6 +28,7 @@ from .recipes import RECIPES
 from .records import evaluation_record, keep_evaluation
 from .runs import PRETRAINED, Run, load, pretrained_path
 from .session import TrainingError
+from .splits import DataError, cache_dir
 from .train import train
 
 console = Console(highlight=False)
@@ -393,7 +394,7 @@ def print_data(data_dir: Path | None = None) -> None:
     for file in data.MNIST_FILES.values():
         path = data.find(file, data_dir)
         say(f"  {file.name}, {file.size / 1e6:.0f} MB: {f'in {path}' if path else f'absent; from {file.url}'}")
-    say(f"cache: {data.cache_dir()} (LATENTBITS_CACHE)")
+    say(f"cache: {cache_dir()} (LATENTBITS_CACHE)")
 
 
 def _tyro(function: Callable[..., None], name: str) -> Callable[[Sequence[str]], int]:
@@ -436,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _, command = lookup(args[0], COMMANDS, "command")
         return int(command(args[1:]))
-    except (UsageError, FileError, data.DataError, TrainingError, OSError) as error:
+    except (UsageError, FileError, DataError, TrainingError, OSError) as error:
         for line in str(error).splitlines():
             Console(stderr=True, highlight=False).print(f"error: {line}", soft_wrap=True, markup=False)
         return 2

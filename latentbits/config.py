@@ -17,7 +17,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What to train on."""
 
-    name: Literal["digits", "binarized-mnist"] = Field("digits", description="data set; see `latentbits data`")
+    name: Literal["digits", "binarized-mnist", "cifar10"] = Field(
+        "digits", description="data set; see `latentbits data`"
+    )
 
 
 class ModelConfig(Section):

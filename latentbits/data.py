@@ -1,4 +1,4 @@
-"""Named data sets of binary images, checked and split.
+"""Named data sets, checked and split; those in colour are in :mod:`latentbits.colour`.
 
 ``digits``: scikit-learn's 1,797 grey 8x8 digits with 17 levels, binarized by ``level >= 8``; a fixed
 permutation gives 1,197 training, 300 validation and 300 test images.
@@ -9,79 +9,19 @@ downloaded, verified by their published SHA-256, and kept bit-packed in the user
 ``LATENTBITS_CACHE`` if that is set.
 """
 
-import contextlib
 import gzip
 import hashlib
-import os
+import math
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pooch
-import torch
-from torch import Tensor
 
+from .colour import cifar10
 from .progress import DownloadBar
-from .rbm import clamp_means
-
-
-class DataError(ValueError):
-    """Data that are missing, damaged or of the wrong form; the message says what to do."""
-
-
-class Form(NamedTuple):
-    """What the images of a data set look like.
-
-    Attributes:
-        channels: 1, or 3 for colour.
-        height: In pixels.
-        width: In pixels.
-        levels: 2 for bits, 256 for bytes.
-    """
-
-    channels: int
-    height: int
-    width: int
-    levels: int = 2
-
-    @property
-    def image(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        return self[:3]
-
-    @property
-    def dimensions(self) -> int:
-        """D, their product."""
-        return self.channels * self.height * self.width
-
-
-class Splits(NamedTuple):
-    """A data set.
-
-    Attributes:
-        name: Its name.
-        train: Training data, uint8 in {0, 1}, with shape (N, D).
-        valid: Validation data, likewise.
-        test: Test data, likewise.
-        form: What an image looks like.
-        checksum: SHA-256 of the three splits, bit-packed.
-    """
-
-    name: str
-    train: Tensor
-    valid: Tensor
-    test: Tensor
-    form: Form
-    checksum: str
-
-    def to(self, device: str) -> "Splits":
-        """The same data on a device."""
-        return self._replace(train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device))
-
-    def mean_logits(self) -> Tensor:
-        """Log-odds of the training data's bit means, with shape (D,), finite by clamping the means."""
-        return torch.logit(clamp_means(self.train.double().mean(0), len(self.train))).float()
+from .splits import DataError, Form, Splits, cache_dir, make_splits, read_cached, write_cached
 
 
 class AmatFile(NamedTuple):
@@ -118,7 +58,7 @@ MNIST_FILES = {
         "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
     ),
 }
-FORMS = {"digits": Form(1, 8, 8), "binarized-mnist": Form(1, 28, 28)}
+FORMS = {"digits": Form(1, 8, 8), "binarized-mnist": Form(1, 28, 28), "cifar10": Form(3, 32, 32, 256)}
 """What the images of each data set look like."""
 
 
@@ -136,20 +76,9 @@ def load(name: str, data_dir: Path | str | None = None) -> Splits:
         return _digits()
     if name == "binarized-mnist":
         return _binarized_mnist(None if data_dir is None else Path(data_dir))
+    if name == "cifar10":
+        return cifar10(None if data_dir is None else Path(data_dir))
     raise DataError(f"data: expected one of {', '.join(FORMS)}, got {name!r}")
-
-
-def cache_dir() -> Path:
-    """The user's cache folder for data."""
-    return Path(os.environ.get("LATENTBITS_CACHE") or pooch.os_cache("latentbits"))
-
-
-def _splits(name: str, parts: list[np.ndarray], form: Form) -> Splits:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(np.packbits(part, axis=1).tobytes())
-    train, valid, test = (torch.from_numpy(part) for part in parts)
-    return Splits(name, train, valid, test, form, digest.hexdigest())
 
 
 def _digits() -> Splits:
@@ -157,12 +86,12 @@ def _digits() -> Splits:
 
     levels = load_digits().data
     bits = (levels >= 8).astype(np.uint8)[np.random.RandomState(0).permutation(len(levels))]
-    return _splits("digits", [bits[:1197], bits[1197:1497], bits[1497:]], FORMS["digits"])
+    return make_splits("digits", [bits[:1197], bits[1197:1497], bits[1497:]], FORMS["digits"])
 
 
 def _binarized_mnist(data_dir: Path | None) -> Splits:
     parts = [_load_amat(_find_or_download(file, data_dir), file) for file in MNIST_FILES.values()]
-    return _splits("binarized-mnist", parts, FORMS["binarized-mnist"])
+    return make_splits("binarized-mnist", parts, FORMS["binarized-mnist"])
 
 
 def find(file: AmatFile, data_dir: Path | None) -> Path | None:
@@ -205,37 +134,12 @@ def _load_amat(path: Path, file: AmatFile) -> np.ndarray:
     digest = hashlib.sha256(content).hexdigest()
     packed = cache_dir() / f"{file.name}.{digest[:32]}.npy"
     shape = (file.rows, _MNIST_DIMENSIONS // 8)
-    if packed.is_file():
-        rows = _read_packed(packed, shape)
-        if rows is not None:
-            return np.unpackbits(rows, axis=1)
+    rows = read_cached(packed)
+    if rows is not None and rows.size == math.prod(shape):
+        return np.unpackbits(rows.reshape(shape), axis=1)
     bits = parse_amat(_uncompressed(content, path, file), path, file)
-    _write_packed(packed, np.packbits(bits, axis=1))
+    write_cached(packed, np.packbits(bits, axis=1))
     return bits
-
-
-def _read_packed(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The packed rows if the cached file is whole, else None; its last 32 bytes are its own SHA-256."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    body, digest = content[:-32], content[-32:]
-    if len(body) != shape[0] * shape[1] or hashlib.sha256(body).digest() != digest:
-        return None
-    return np.frombuffer(body, np.uint8).reshape(shape)
-
-
-def _write_packed(path: Path, rows: np.ndarray) -> None:
-    body = rows.tobytes()
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(body + hashlib.sha256(body).digest())
-        scratch.replace(path)
-    except OSError:  # the cache saves time and nothing else
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 def _uncompressed(content: bytes, path: Path, file: AmatFile) -> bytes:

@@ -83,7 +83,7 @@ class LogisticMixture(Distribution):
 
     def __init__(self, parameters: Tensor, channels: int = 3) -> None:
         *batch, count, height, width = parameters.shape
-        each = 1 + 2 * channels + (3 if channels == 3 else 0)
+        each = self.parameters_each(channels)
         if channels not in (1, 3) or count % each:
             raise ValueError(
                 f"LogisticMixture: expected 1 or 3 channels and parameters (*, P, H, W) with P a multiple of {each}, "
@@ -97,6 +97,11 @@ class LogisticMixture(Distribution):
         self.coefficients = parts.narrow(-4, 1 + 2 * channels, each - 1 - 2 * channels).tanh()
         super().__init__(torch.Size(batch), torch.Size([channels * height * width]), validate_args=False)
         self.channels, self.size = channels, (height, width)
+
+    @staticmethod
+    def parameters_each(channels: int) -> int:
+        """Parameters of one component in one pixel."""
+        return 1 + 2 * channels + (3 if channels == 3 else 0)
 
     def _means(self, x: Tensor) -> Tensor:
         """Means (*, channels, C', H, W) of each sub-pixel given the pixel's earlier ones x (*, channels, 1, H, W)."""

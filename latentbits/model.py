@@ -11,6 +11,7 @@ wherever weights are normalised and is estimated once wherever they are not.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from .config import ModelConfig
-from .data import Form
-from .distributions import Bits, DiagonalNormal
+from .distributions import Bits, DiagonalNormal, LogisticMixture
 from .nets import MLP, ResNetDecoder, ResNetEncoder
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
+from .splits import Form
 from .tempering import sample_prior
 
 ELEMENTS_PER_CHUNK = 2**24
@@ -30,6 +31,11 @@ ELEMENTS_PER_CHUNK = 2**24
 
 ELEMENTS_PER_SCORING = 2**21
 """Largest tensor that scoring samples makes at once: 8 MiB of float32, measured to be the fastest."""
+
+MIXTURE_COMPONENTS = 10
+"""Logistics in the mixture for images of 256 levels, as in the paper."""
+
+Likelihood = Bits | LogisticMixture
 
 Products = Callable[[], AbstractContextManager[None]]
 """A context for matrix products, such as :func:`latentbits.gibbs.bfloat16_products`."""
@@ -92,11 +98,14 @@ class LatentModel(nn.Module):
         encoder: Data (B, D) to posterior logits (B, M).
         decoder: Bits (*, M) to logits of the data (*, D).
         prior: An RBM or a Bernoulli prior over M bits.
+        family: Of p(x | z): the decoder's output to a distribution over data (*, D).
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: Prior) -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, prior: Prior, family: Callable[[Tensor], Likelihood] = Bits
+    ) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.prior = encoder, decoder, prior
+        self.encoder, self.decoder, self.prior, self.family = encoder, decoder, prior, family
 
     def _elements(self, x: Tensor) -> int:
         """Size of the largest tensor that the decoder makes for one sample of a datum of x (B, D)."""
@@ -106,9 +115,9 @@ class LatentModel(nn.Module):
         """q(z | x) for data x (B, D), a distribution over bits (B, M)."""
         return Bits(self.encoder(x))
 
-    def likelihood(self, z: Tensor) -> Bits:
+    def likelihood(self, z: Tensor) -> Likelihood:
         """p(x | z) for bits z (*, M), a distribution over data (*, D)."""
-        return Bits(self.decoder(z))
+        return self.family(self.decoder(z))
 
     def log_weight(self, x: Tensor, samples: Tensor | int, generator: torch.Generator | None = None) -> Tensor:
         """log p*(x, z) - log q(z | x), in nats; the prior is not normalised (Eq. 4).
@@ -271,21 +280,29 @@ def build(config: ModelConfig, form: Form, generator: torch.Generator | None = N
             return RBM(form.dimensions, config.hidden)
         continuous = config.prior == "normal"
         encoder, decoder = networks(config, form, config.latent * (2 if continuous else 1))
+        family = Bits if form.levels == 2 else partial(LogisticMixture, channels=form.channels)
         if continuous:
-            return GaussianModel(encoder, decoder, NormalPrior(config.latent))
+            return GaussianModel(encoder, decoder, NormalPrior(config.latent), family)
         prior = RBM(config.latent, config.hidden) if config.prior == "rbm" else BernoulliPrior(config.latent)
-        return LatentModel(encoder, decoder, prior)
+        return LatentModel(encoder, decoder, prior, family)
 
 
 def networks(config: ModelConfig, form: Form, outputs: int) -> tuple[nn.Module, nn.Module]:
-    """Encoder, with so many outputs, and decoder."""
+    """Encoder, with so many outputs, and decoder.
+
+    Raises:
+        ValueError: If they do not fit the images.
+    """
     if config.network == "mlp":
+        if form.levels != 2:
+            raise ValueError("model.network: expected resnet for images with more than two levels, got mlp")
         return (
             MLP([form.dimensions, *config.layers, outputs], config.activation),
             MLP([config.latent, *reversed(config.layers), form.dimensions], config.activation),
         )
+    parameters = 0 if form.levels == 2 else MIXTURE_COMPONENTS * LogisticMixture.parameters_each(form.channels)
     common = (config.repeats, config.fully_connected, config.norm, config.activation)
     return (
         ResNetEncoder(form.image, config.maps, outputs, *common, form.levels),
-        ResNetDecoder(form.image, config.maps, config.latent, 0, *common),
+        ResNetDecoder(form.image, config.maps, config.latent, parameters, *common),
     )

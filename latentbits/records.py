@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from . import __version__, distributed
-from .data import Splits
 from .evaluate import Evaluation
 from .files import write_json
 from .runs import Run
+from .splits import Splits
 
 
 def provenance() -> dict[str, Any]:

@@ -17,13 +17,12 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from . import data
-from .data import Form
 from .evaluate import Evaluation, Likelihood
 from .model import LatentModel
 from .progress import STAGE_TITLES
 from .rbm import RBM
 from .runs import Run, load
+from .splits import Form, Splits
 from .tempering import sample_prior
 
 matplotlib.use("Agg")
@@ -32,12 +31,12 @@ INK, ACCENT, SECOND = "#22303c", "#1f6fb2", "#c8553d"
 
 
 def grid(images: Tensor, form: Form, columns: int = 10, zoom: int = 2) -> Image.Image:
-    """Images with values in [0, 1], shape (N, D), as one picture of ``columns`` columns; bits are ink on white."""
+    """Images (N, D), with values from 0 to levels - 1, as one picture of ``columns`` columns; bits are ink on white."""
     channels, height, width = form.image
     rows = -(-len(images) // columns)
     tiles = torch.ones(rows * columns, channels, height + 2, width + 2)
-    values = images.reshape(-1, *form.image).float().cpu()
-    tiles[: len(images), :, 1:-1, 1:-1] = 1 - values if channels == 1 else values
+    values = images.reshape(-1, *form.image).float().cpu() / (form.levels - 1)
+    tiles[: len(images), :, 1:-1, 1:-1] = 1 - values if form.levels == 2 else values
     sheet = tiles.view(rows, columns, channels, height + 2, width + 2).permute(0, 3, 1, 4, 2)
     sheet = sheet.reshape(rows * (height + 2), columns * (width + 2), channels).squeeze(-1)
     picture = Image.fromarray((sheet.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
@@ -214,7 +213,7 @@ def draw(
         return torch.sigmoid(model.visible_logits(torch.sigmoid(model.hidden_logits(z))))
 
 
-def write_pictures(run: Run, splits: data.Splits, folder: Path, gibbs_steps: int = 1000) -> list[Path]:
+def write_pictures(run: Run, splits: Splits, folder: Path, gibbs_steps: int = 1000) -> list[Path]:
     """Draw everything there is to see of a run into a folder; the paths of the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = learning_curves(run.metrics())

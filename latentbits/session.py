@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import data, distributed
+from . import distributed
 from .config import Config
 from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state, save_state
 from .fused import fork
@@ -24,6 +24,7 @@ from .model import LatentModel
 from .progress import STAGE_TITLES, Display
 from .rbm import RBM
 from .runs import STAGES, Run, RunError
+from .splits import Splits
 from .tempering import Chains
 
 STEPS_BETWEEN_CHECKS = 50
@@ -120,7 +121,7 @@ class State:
         return self.model if self.average is None else cast(LatentModel | RBM, self.average.module)
 
 
-def origin(config: Config, splits: data.Splits) -> dict[str, Any]:
+def origin(config: Config, splits: Splits) -> dict[str, Any]:
     """What a run's bits depend on: configuration and data, and as far as rounding goes versions and threads."""
     return {
         "config": config.model_dump_json(),
@@ -155,7 +156,7 @@ class Session:
     """One sitting of a run: batches, checkpoints, metrics, the clock and the wish to stop."""
 
     def __init__(
-        self, run: Run, config: Config, state: State, splits: data.Splits, deadline: float, display: Display
+        self, run: Run, config: Config, state: State, splits: Splits, deadline: float, display: Display
     ) -> None:
         self.run, self.config, self.state, self.splits = run, config, state, splits
         self.deadline, self.display = deadline, display

@@ -45,6 +45,7 @@ from .session import (
     steps_per_epoch,
     stop_on_interrupt,
 )
+from .splits import Splits
 from .tempering import Chains
 
 CALIBRATION_IMAGES = 20_000
@@ -433,7 +434,7 @@ def describe_difference(old: Config, new: Config) -> str:
     return ", ".join(differences[:4])
 
 
-def new_state(config: Config, splits: data.Splits) -> State:
+def new_state(config: Config, splits: Splits) -> State:
     """The state before the first step: random weights, and the decoder's bias at the data's mean logits."""
     model = build(config.model, splits.form, torch.Generator().manual_seed(config.seed))
     model = model.to(splits.train.device)
@@ -443,7 +444,7 @@ def new_state(config: Config, splits: data.Splits) -> State:
     return State(model, generator)
 
 
-def begin_networks(model: LatentModel, splits: data.Splits) -> None:
+def begin_networks(model: LatentModel, splits: Splits) -> None:
     """Set what the training data determine before the first step."""
     if not isinstance(model.encoder, MLP):
         x = splits.train[:INITIALIZATION_IMAGES].float()
@@ -452,7 +453,8 @@ def begin_networks(model: LatentModel, splits: data.Splits) -> None:
         with torch.no_grad():
             z = model.posterior(x).sample(generator=generator)
         initialize_by_data(model.decoder, z)
-    cast(Network, model.decoder).set_offset(splits.mean_logits())
+    if splits.form.levels == 2:
+        cast(Network, model.decoder).set_offset(splits.mean_logits())
 
 
 def note_weights(session: Session, path: Path) -> None:

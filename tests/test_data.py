@@ -2,6 +2,9 @@
 
 import gzip
 import hashlib
+import io
+import lzma
+import tarfile
 import threading
 import time
 from functools import partial
@@ -12,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from latentbits import data
-from latentbits.data import MNIST_FILES, AmatFile, DataError, parse_amat
+from latentbits import colour, data
+from latentbits.data import MNIST_FILES, AmatFile, parse_amat
+from latentbits.splits import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "binarized_mnist"
 needs_mnist = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the published files are not in {SHARED}")
@@ -117,7 +121,7 @@ def test_a_gzip_that_grows_without_end_is_not_unpacked(tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(DataError, match="expected one of digits, binarized-mnist, got 'mnist'"):
+    with pytest.raises(DataError, match="expected one of digits, binarized-mnist, cifar10, got 'mnist'"):
         data.load("mnist")
 
 
@@ -141,3 +145,99 @@ def test_a_damaged_cache_is_made_again(cache):
         content[1000] ^= 1
         path.write_bytes(bytes(content))
     assert data.load("binarized-mnist", SHARED).checksum == first.checksum
+
+
+CIFAR = SHARED.parent / "cifar10"
+
+
+def cifar_batches(test=7):
+    """Five small training batches and a test batch, as bytes in the binary layout."""
+    rng = np.random.default_rng(2)
+    rows = [60] * 5 + [test]
+    batches = []
+    for n in rows:
+        records = rng.integers(0, 256, (n, 3073), dtype=np.uint8)
+        records[:, 0] %= 10
+        batches.append(records)
+    return dict(zip(colour.CIFAR10_BATCHES, batches, strict=True))
+
+
+@pytest.fixture
+def small_cifar(monkeypatch):
+    monkeypatch.setattr(colour, "_BATCH", 60)
+    monkeypatch.setattr(colour, "_VALIDATION", 40)
+    return cifar_batches()
+
+
+def write_batches(batches, folder, suffix):
+    folder.mkdir(exist_ok=True)
+    for name, records in batches.items():
+        content = records.tobytes()
+        (folder / (name + suffix)).write_bytes(lzma.compress(content) if suffix else content)
+
+
+def write_archive(batches, path):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, records in batches.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = records.size
+            archive.addfile(member, io.BytesIO(records.tobytes()))
+
+
+@pytest.mark.parametrize("layout", ["plain", "xz", "archive"])
+def test_cifar10_in_each_layout(tmp_path, small_cifar, layout):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if layout == "archive":
+        write_archive(small_cifar, folder / colour.CIFAR10_ARCHIVE)
+    else:
+        write_batches(small_cifar, folder, ".xz" if layout == "xz" else "")
+    for _ in range(2):  # the second time from the cache
+        splits = data.load("cifar10", folder)
+        train = np.concatenate([records[:, 1:] for records in list(small_cifar.values())[:5]])
+        np.testing.assert_array_equal(splits.train, train[:260])
+        np.testing.assert_array_equal(splits.valid, train[260:])
+        np.testing.assert_array_equal(splits.test, small_cifar["test_batch.bin"][:, 1:])
+        assert splits.form.image == (3, 32, 32)
+
+
+def test_what_is_wrong_with_cifar10_is_named(tmp_path, small_cifar):
+    folder = tmp_path / "data"
+    write_batches(small_cifar, folder, "")
+    path = folder / "data_batch_3.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with pytest.raises(DataError, match=r"data_batch_3.bin: expected 60 records of 3,073 bytes, found 184,375 bytes"):
+        data.load("cifar10", folder)
+    path.write_bytes(b"\x0b" + whole[1:])
+    with pytest.raises(DataError, match="expected a label from 0 to 9 before each image, found 11 in record 1"):
+        data.load("cifar10", folder)
+    path.unlink()
+    with pytest.raises(DataError, match=r"expected data_batch_3.bin, plain or .xz, or cifar-10-binary.tar.gz"):
+        data.load("cifar10", folder)
+    path.with_suffix(".bin.xz").write_bytes(lzma.compress(whole)[:-50])
+    with pytest.raises(DataError, match="expected a whole xz file, found a truncated or corrupted one"):
+        data.load("cifar10", folder)
+
+
+def test_a_damaged_cifar10_archive_is_named(tmp_path, small_cifar):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = folder / colour.CIFAR10_ARCHIVE
+    path.write_bytes(b"no archive")
+    with pytest.raises(DataError, match="expected the published archive, found a damaged one"):
+        data.load("cifar10", folder)
+    del small_cifar["test_batch.bin"]
+    write_archive(small_cifar, path)
+    with pytest.raises(DataError, match=r"archive with test_batch.bin, which are not in it"):
+        data.load("cifar10", folder)
+
+
+@pytest.mark.skipif(not CIFAR.is_dir(), reason=f"no files in {CIFAR}")
+def test_the_real_cifar10_has_its_splits():
+    splits = data.load("cifar10", CIFAR)
+    assert [len(part) for part in splits[1:4]] == [45_000, 5000, 1000]  # the first 1,000 of the test images
+    # published means of the channels over the training images: 0.4914, 0.4822, 0.4465
+    train = torch.cat([splits.train, splits.valid]).view(-1, 3, 1024)
+    means = [float(train[:, channel].float().mean()) / 255 for channel in range(3)]
+    assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)

@@ -8,9 +8,9 @@ from checks import LIMIT, chi_square_score, machine, mean_scores, random_rbm
 
 from latentbits import BernoulliPrior, Counts, LatentModel, ais, bernoulli, evaluate, gibbs, raise_log_prob
 from latentbits.config import ModelConfig
-from latentbits.data import Form
 from latentbits.model import build
 from latentbits.objectives import joint_losses
+from latentbits.splits import Form
 from latentbits.tempering import parallel_tempering, start, tempering_schedule
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

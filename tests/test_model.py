@@ -10,8 +10,8 @@ from test_objectives import D, M, exact_tables, small_model
 import latentbits.model
 from latentbits import RBM, BernoulliPrior, Config, LatentModel
 from latentbits.config import ModelConfig
-from latentbits.data import Form
 from latentbits.model import build
+from latentbits.splits import Form
 
 
 @pytest.fixture

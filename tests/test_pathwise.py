@@ -12,12 +12,12 @@ from test_objectives import flat
 
 from latentbits import LatentModel
 from latentbits.config import ModelConfig
-from latentbits.data import Form
 from latentbits.distributions import DiagonalNormal
 from latentbits.model import GaussianModel, build
 from latentbits.nets import MLP
 from latentbits.objectives import iwae_losses, relaxed_losses
 from latentbits.rbm import NormalPrior
+from latentbits.splits import Form
 
 D, M, H = 3, 2, 2
 X = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])

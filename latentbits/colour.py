@@ -1,0 +1,136 @@
+"""Data sets of colour images, as bytes.
+
+``cifar10``: 50,000 training images of 32x32 in five batches, of which the last 5,000 are for validation, and up to
+10,000 test images. The batches are found in a folder, in the binary layout (a record is a byte for the label and 3,072
+for red, green and blue planes), plain or xz-compressed, or in the published archive, which is downloaded if need be.
+They are read from the archive as a stream, and kept unpacked in the user's cache: 184 MB there and in memory.
+"""
+
+import hashlib
+import lzma
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pooch
+
+from .progress import DownloadBar
+from .splits import DataError, Form, Splits, cache_dir, make_splits, read_cached, write_cached
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+CIFAR10_ARCHIVE = "cifar-10-binary.tar.gz"
+CIFAR10_BATCHES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
+_RECORD, _BATCH = 3073, 10_000
+_VALIDATION = 5000
+
+
+def cifar10(data_dir: Path | None) -> Splits:
+    """CIFAR-10 from a folder, or downloaded.
+
+    Raises:
+        DataError: If a batch is missing, truncated, corrupted or of another layout.
+    """
+    *train, test = [_images(name, content) for name, content in _batches(data_dir)]
+    together = np.concatenate(train)
+    parts = [together[:-_VALIDATION], together[-_VALIDATION:], test]
+    return make_splits("cifar10", parts, Form(3, 32, 32, 256))
+
+
+def _batches(data_dir: Path | None) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each batch, the test batch last."""
+    folder = cache_dir() if data_dir is None else data_dir
+    files = {name: _find(folder, name) for name in CIFAR10_BATCHES}
+    if all(files.values()):
+        yield from ((str(path), _unpacked(path)) for path in files.values() if path is not None)
+        return
+    archive = folder / CIFAR10_ARCHIVE
+    if not archive.is_file():
+        if data_dir is not None:
+            missing = ", ".join(name for name, path in files.items() if path is None)
+            raise DataError(
+                f"{data_dir}: expected {missing}, plain or .xz, or {CIFAR10_ARCHIVE}, and found neither; correct "
+                f"--data-dir, or leave it out to download {CIFAR10_URL}"
+            )
+        archive = _download()
+    yield from _from_archive(archive)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.xz") if path.is_file()), None)
+
+
+def _unpacked(path: Path) -> bytes:
+    """A batch's records, from the file or from the unpacked copy of a file with the same content."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if path.suffix != ".xz":
+        return content
+    kept = cache_dir() / f"{path.stem}.{hashlib.sha256(content).hexdigest()[:32]}.npy"
+    records = read_cached(kept)
+    if records is not None:
+        return records.tobytes()
+    try:
+        with lzma.open(path) as stream:
+            unpacked = stream.read(_BATCH * _RECORD + 1)  # no more, whatever the file claims
+    except (EOFError, OSError, lzma.LZMAError) as error:
+        raise DataError(
+            f"{path}: expected a whole xz file, found a truncated or corrupted one ({error}); fetch it again"
+        ) from error
+    write_cached(kept, np.frombuffer(unpacked, np.uint8))
+    return unpacked
+
+
+def _images(name: str, content: bytes) -> np.ndarray:
+    """Images (N, 3072) of a batch, channel by channel."""
+    rows, rest = divmod(len(content), _RECORD)
+    if rest or not 1 <= rows <= _BATCH or (rows != _BATCH and "test_batch" not in name):
+        expected = f"up to {_BATCH:,}" if "test_batch" in name else f"{_BATCH:,}"
+        raise DataError(
+            f"{name}: expected {expected} records of {_RECORD:,} bytes, found {len(content):,} bytes; fetch it again"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(rows, _RECORD)
+    if records[:, 0].max() > 9:
+        where = int(records[:, 0].argmax())
+        raise DataError(
+            f"{name}: expected a label from 0 to 9 before each image, found {records[where, 0]} in record {where + 1}; "
+            "it is not in CIFAR-10's binary layout"
+        )
+    return records[:, 1:].copy()
+
+
+def _from_archive(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The batches in the published archive, which is read and not extracted."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r|gz") as archive:
+            for member in archive:
+                name = Path(member.name).name
+                stream = archive.extractfile(member) if name in CIFAR10_BATCHES and member.isreg() else None
+                if stream is not None:
+                    found[name] = stream.read(_BATCH * _RECORD + 1)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(
+            f"{path}: expected the published archive, found a damaged one ({error}); fetch it again"
+        ) from error
+    missing = [name for name in CIFAR10_BATCHES if name not in found]
+    if missing:
+        raise DataError(f"{path}: expected the published archive with {', '.join(missing)}, which are not in it")
+    for name in CIFAR10_BATCHES:
+        yield f"{path}:{name}", found[name]
+
+
+def _download() -> Path:
+    try:
+        with DownloadBar(CIFAR10_ARCHIVE) as bar:
+            downloader = pooch.HTTPDownloader(progressbar=bar)
+            known = f"sha256:{CIFAR10_SHA256}"
+            return Path(pooch.retrieve(CIFAR10_URL, known, CIFAR10_ARCHIVE, cache_dir(), downloader=downloader))
+    except Exception as error:
+        raise DataError(
+            f"{CIFAR10_ARCHIVE}: could not be downloaded from {CIFAR10_URL} ({error}); fetch it by hand and name its "
+            "folder with --data-dir"
+        ) from error

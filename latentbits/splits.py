@@ -1,0 +1,109 @@
+"""What a data set is, and the user's cache."""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pooch
+import torch
+from torch import Tensor
+
+from .rbm import clamp_means
+
+
+class DataError(ValueError):
+    """Data that are missing, damaged or of the wrong form; the message says what to do."""
+
+
+class Form(NamedTuple):
+    """What the images of a data set look like.
+
+    Attributes:
+        channels: 1, or 3 for colour.
+        height: In pixels.
+        width: In pixels.
+        levels: 2 for bits, 256 for bytes.
+    """
+
+    channels: int
+    height: int
+    width: int
+    levels: int = 2
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self[:3]
+
+    @property
+    def dimensions(self) -> int:
+        """D, their product."""
+        return self.channels * self.height * self.width
+
+
+class Splits(NamedTuple):
+    """A data set.
+
+    Attributes:
+        name: Its name.
+        train: Training data, uint8 below the form's levels, with shape (N, D).
+        valid: Validation data, likewise.
+        test: Test data, likewise.
+        form: What an image looks like.
+        checksum: SHA-256 of the three splits, bits packed.
+    """
+
+    name: str
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+    form: Form
+    checksum: str
+
+    def to(self, device: str) -> "Splits":
+        """The same data on a device."""
+        return self._replace(train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device))
+
+    def mean_logits(self) -> Tensor:
+        """Log-odds of the training bits' means, with shape (D,), finite by clamping the means."""
+        return torch.logit(clamp_means(self.train.double().mean(0), len(self.train))).float()
+
+
+def make_splits(name: str, parts: list[np.ndarray], form: Form) -> Splits:
+    """A data set from its training, validation and test data, each uint8 with shape (N, D)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update((np.packbits(part, axis=1) if form.levels == 2 else part).tobytes())
+    train, valid, test = (torch.from_numpy(part) for part in parts)
+    return Splits(name, train, valid, test, form, digest.hexdigest())
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for data."""
+    return Path(os.environ.get("LATENTBITS_CACHE") or pooch.os_cache("latentbits"))
+
+
+def read_cached(path: Path) -> np.ndarray | None:
+    """The bytes of a cached file, flat, if it is whole, else None; its last 32 bytes are the SHA-256 of the others."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    body, digest = content[:-32], content[-32:]
+    return np.frombuffer(body, np.uint8) if hashlib.sha256(body).digest() == digest else None
+
+
+def write_cached(path: Path, rows: np.ndarray) -> None:
+    """Keep bytes in a file of the cache, where that can be written."""
+    body = rows.tobytes()
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(body + hashlib.sha256(body).digest())
+        scratch.replace(path)
+    except OSError:  # the cache saves time and nothing else
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
