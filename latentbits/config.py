@@ -65,6 +65,15 @@ class AutoencoderConfig(Section):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="probability that a soft bit is set to 0, the others kept as they are"
     )
+    input_dropout: float = Field(
+        0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
+    )
+    shift: float = Field(
+        0.0, ge=0, le=1, description="probability that an image is moved by a pixel; it falls with the learning rate"
+    )
     conversion: Literal["calibrated", "literal"] = Field(
         "calibrated",
         description="calibrated: noise U(0, 1) and logits scaled by the best of `scales`; literal: Eq. 3 as "
@@ -130,6 +139,9 @@ class JointConfig(Section):
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up")
+    shift: float = Field(
+        0.0, ge=0, le=1, description="probability that an image is moved by a pixel; it falls with the learning rate"
+    )
     sleep: float = Field(
         0.0, ge=0, description="weight of a sleep phase in the encoder's loss; crws has one of weight 1 by itself"
     )

@@ -107,3 +107,20 @@ def write_cached(path: Path, rows: np.ndarray) -> None:
     except OSError:  # the cache saves time and nothing else
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
+
+
+def shift(x: Tensor, form: Form, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Images x (B, D), each moved with some probability by a pixel in one of eight directions; zeros come in."""
+    if not probability:
+        return x
+    B, (C, H, W) = len(x), form.image
+    device = x.device if generator is None else generator.device
+    moved = torch.rand(B, generator=generator, device=device) < probability
+    where = torch.randint(8, (B,), generator=generator, device=device)
+    where = torch.where(moved, where + (where >= 4), 4).to(x.device)[:, None]  # of the nine, 4 stays
+    rows = where // 3 + torch.arange(H, device=x.device)  # in the image with a border of zeros
+    columns = where % 3 + torch.arange(W, device=x.device)
+    bordered = torch.nn.functional.pad(x.view(B, C, H, W), (1, 1, 1, 1))
+    image = torch.arange(B, device=x.device)[:, None, None, None]
+    channel = torch.arange(C, device=x.device)[None, :, None, None]
+    return bordered[image, channel, rows[:, None, :, None], columns[:, None, None, :]].reshape(B, -1)

@@ -32,7 +32,7 @@ from .fused import bernoulli
 from .gibbs import bfloat16_products, gibbs
 from .model import GaussianModel, LatentModel, Products, build
 from .nets import MLP, Network, initialize_by_data, weight_matrices
-from .objectives import Losses, iwae_losses, joint_losses, relaxed_losses
+from .objectives import Losses, drop, iwae_losses, joint_losses, relaxed_losses
 from .progress import Display
 from .rbm import RBM, BernoulliPrior, Prior
 from .runs import FINISHED, STAGES, Run, RunError, read_weights
@@ -45,7 +45,7 @@ from .session import (
     steps_per_epoch,
     stop_on_interrupt,
 )
-from .splits import Splits
+from .splits import Splits, shift
 from .tempering import Chains
 
 CALIBRATION_IMAGES = 20_000
@@ -91,9 +91,10 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
         return {"reconstruction_hard_bits": -float(torch.cat(hard).mean())}
 
     for batch in session.batches("autoencoder", splits.train, config.epochs, config.batch_size, validate):
-        set_rates(optimizer, rate_factor(state.step, steps, config.decay))
-        x = batch.float()
-        z = model.encoder(x)
+        factor = rate_factor(state.step, steps, config.decay)
+        set_rates(optimizer, factor)
+        x = shift(batch, splits.form, config.shift * factor, state.generator).float()
+        z = model.encoder(drop(x, config.input_dropout, state.generator))
         u = torch.rand(z.shape, generator=state.generator, device=z.device)
         bits = soft_binarize(z, u, config.conversion)
         if config.dropout:
@@ -103,6 +104,7 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
         loss.backward()
         distributed.average_gradients(model.parameters())
         optimizer.step()
+        shrink(model, config.weight_decay * factor)
         session.record(reconstruction=loss.detach())
 
     session.checkpoint()
@@ -303,7 +305,8 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
         assert state.chains is not None
         z_negative = state.chains.advance(prior, config.gibbs_steps, state.generator)
         K = samples_at(state.step, steps, config)
-        losses = stage_losses(model, batch.float(), z_negative, config, K, state.generator, products)
+        x = shift(batch, splits.form, config.shift * factor, state.generator).float()
+        losses = stage_losses(model, x, z_negative, config, K, state.generator, products)
         nets.zero_grad()
         sgd.zero_grad()
         with products():
