@@ -82,7 +82,7 @@ def continuous(**changes):
 @pytest.mark.parametrize(("objective", "temperatures"), [("vimco", 1), ("crws", 3)])
 def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objective, temperatures):
     config = tiny(
-        autoencoder={"scales": (1.0, 2.0)},
+        autoencoder={"scales": (1.0, 2.0), "shift": 0.5, "input_dropout": 0.1, "weight_decay": 1e-4},
         rbm={"temperatures": temperatures},
         joint={
             "objective": objective,
@@ -91,6 +91,7 @@ def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objectiv
             "epochs": 2,
             "optimizer": "adamax",
             "sleep": 0.5,
+            "shift": 0.5,
             "centered": True,
             "first_samples": 2,
         },
@@ -541,3 +542,13 @@ def test_validation_uses_batch_normalizations_own_statistics(tmp_path):
     one, other = (load_file(run.path / "joint.safetensors") for run in runs)
     assert any("running_mean" in name for name in one)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("option", ["shift", "input_dropout", "weight_decay"])
+def test_each_regularization_of_stage_1_changes_its_weights(tmp_path, option):
+    runs = [
+        lb.train(tiny(autoencoder={option: value}, joint={"epochs": 0}), tmp_path / str(value), quiet=True)
+        for value in (0.0, 0.05)
+    ]
+    one, other = (load_file(run.path / "autoencoder.safetensors")["encoder.0.weight"] for run in runs)
+    assert not torch.equal(one, other)
