@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, data, distributed
+from . import __version__, colour, data, distributed
 from .config import Config
 from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
 from .files import FileError, write_atomically
@@ -394,6 +394,9 @@ def print_data(data_dir: Path | None = None) -> None:
     for file in data.MNIST_FILES.values():
         path = data.find(file, data_dir)
         say(f"  {file.name}, {file.size / 1e6:.0f} MB: {f'in {path}' if path else f'absent; from {file.url}'}")
+    say("cifar10: 45,000 / 5,000 / 10,000 colour images of 32x32")
+    for name, place in colour.cifar10_files(cache_dir() if data_dir is None else data_dir).items():
+        say(f"  {name}: {f'in {place}' if place else f'absent; in {colour.CIFAR10_URL}, 170 MB'}")
     say(f"cache: {cache_dir()} (LATENTBITS_CACHE)")
 
 

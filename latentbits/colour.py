@@ -57,6 +57,12 @@ def _batches(data_dir: Path | None) -> Iterator[tuple[str, bytes]]:
     yield from _from_archive(archive)
 
 
+def cifar10_files(folder: Path) -> dict[str, Path | None]:
+    """Where each batch lies in a folder: plain, xz-compressed or in the published archive."""
+    archive = folder / CIFAR10_ARCHIVE
+    return {name: _find(folder, name) or (archive if archive.is_file() else None) for name in CIFAR10_BATCHES}
+
+
 def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.xz") if path.is_file()), None)
 

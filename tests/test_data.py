@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from latentbits import colour, data
+from latentbits.cli import main
 from latentbits.data import MNIST_FILES, AmatFile, parse_amat
 from latentbits.splits import DataError
 
@@ -199,6 +200,16 @@ def test_cifar10_in_each_layout(tmp_path, small_cifar, layout):
         np.testing.assert_array_equal(splits.valid, train[260:])
         np.testing.assert_array_equal(splits.test, small_cifar["test_batch.bin"][:, 1:])
         assert splits.form.image == (3, 32, 32)
+
+
+def test_where_cifar10_lies_is_listed(tmp_path, small_cifar, capsys):
+    folder = tmp_path / "data"
+    write_batches(small_cifar, folder, ".xz")
+    (folder / "data_batch_2.bin.xz").unlink()
+    assert main(["data", "--data-dir", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert f"data_batch_1.bin: in {folder / 'data_batch_1.bin.xz'}" in printed
+    assert f"data_batch_2.bin: absent; in {colour.CIFAR10_URL}" in printed
 
 
 def test_what_is_wrong_with_cifar10_is_named(tmp_path, small_cifar):
