@@ -138,7 +138,10 @@ def check_origin(saved: dict[str, Any], now: dict[str, Any], path: Path, display
         RunError: If configuration or data differ; another version or number of threads is only noted.
     """
     for name, what in (("config", "configuration: config.json was changed"), ("data", "data")):
-        if saved[name] != now[name]:
+        before, after = saved[name], now[name]
+        if name == "config":  # settings that a newer version has brought are at their defaults in both
+            before, after = Config.model_validate_json(before), Config.model_validate_json(after)
+        if before != after:
             raise RunError(f"{path}: the checkpoint is of another {what}; start a new run")
     if saved["rounding"] != now["rounding"]:
         display.note(

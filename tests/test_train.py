@@ -23,7 +23,7 @@ from latentbits.config import (
     RBMConfig,
     ValidationConfig,
 )
-from latentbits.files import load_state
+from latentbits.files import load_state, save_state
 from latentbits.session import State, TrainingError, epoch_order
 from latentbits.train import (
     cd_steps,
@@ -338,6 +338,16 @@ def test_a_changed_configuration_or_other_data_are_refused(tmp_path, monkeypatch
     monkeypatch.setattr(data, "load", lambda *arguments: splits)
     with pytest.raises(lb.RunError, match="checkpoint is of another data"):
         lb.train(tiny(), run.path, resume=True, quiet=True)
+
+
+def test_a_checkpoint_from_before_a_setting_was_there_is_resumed(tmp_path):
+    run = lb.train(tiny(), tmp_path / "run", max_minutes=1e-9, quiet=True)
+    state = load_state(run.checkpoint)
+    config = json.loads(state["origin"]["config"])
+    del config["joint"]["shift"]
+    state["origin"]["config"] = json.dumps(config)
+    save_state(run.checkpoint, state)
+    assert lb.train(run.config, run.path, resume=True, quiet=True).finished
 
 
 def test_resuming_with_another_configuration_is_refused(tmp_path):
