@@ -208,7 +208,7 @@ def evaluate_run(
         model = load(run, weights).to(device)
         if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
             raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
-        splits = data.load(folder.config.data.name, data_dir)
+        splits = data.load(folder.config.data, data_dir)
         x, unfinished = getattr(splits, split), folder.path / "unfinished-evaluation"
         started = time.monotonic()
         with Display(quiet=not is_first) as display:
@@ -258,7 +258,7 @@ def curve_run(
     names = [name for name in folder.kept() if name not in done]
     if not names and not done:
         raise UsageError(f"{folder.path}: keeps no weights along the way; train with --validation.keep EPOCHS")
-    splits = data.load(folder.config.data.name, data_dir)
+    splits = data.load(folder.config.data, data_dir)
     x, counts = getattr(splits, split), Counts(samples, chains, temperatures, raise_images=0)
     for name in names:
         started, generator = time.monotonic(), torch.Generator(device).manual_seed(seed)
@@ -330,7 +330,7 @@ def sample_run(
     if temperatures < 1:
         raise UsageError(f"--temperatures: expected at least 1, got {temperatures}")
     images = draw(load(folder.path, weights), count, gibbs_steps, torch.Generator().manual_seed(seed), temperatures)
-    form = data.FORMS[folder.config.data.name]
+    form = data.form_of(folder.config.data)
     content = io.BytesIO()
     grid(images, form, zoom=zoom_for(form)).save(content, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -358,7 +358,7 @@ def report_run(
     from .report import evaluation_table, write_comparison, write_pictures
 
     folder = Run.open(run)
-    splits = data.load(folder.config.data.name, data_dir)
+    splits = data.load(folder.config.data, data_dir)
     paths = write_pictures(folder, splits, folder.path / "report", gibbs_steps)
     paths += write_comparison([folder, *(Run.open(other) for other in others)], folder.path / "report")
     if (folder.path / "evaluation.json").is_file():

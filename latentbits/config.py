@@ -17,9 +17,11 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What to train on."""
 
-    name: Literal["digits", "binarized-mnist", "cifar10"] = Field(
-        "digits", description="data set; see `latentbits data`"
+    name: Literal["digits", "binarized-mnist", "cifar10", "natural64", "images"] = Field(
+        "digits",
+        description="data set; see `latentbits data`. images: your own, with --data-dir naming their folder or archive",
     )
+    size: int = Field(32, ge=4, le=512, description="height and width that your own images are scaled and cropped to")
 
 
 class ModelConfig(Section):

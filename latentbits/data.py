@@ -20,6 +20,8 @@ import numpy as np
 import pooch
 
 from .colour import cifar10
+from .config import DataConfig
+from .folders import images, natural64
 from .progress import DownloadBar
 from .splits import DataError, Form, Splits, cache_dir, make_splits, read_cached, write_cached
 
@@ -58,27 +60,44 @@ MNIST_FILES = {
         "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
     ),
 }
-FORMS = {"digits": Form(1, 8, 8), "binarized-mnist": Form(1, 28, 28), "cifar10": Form(3, 32, 32, 256)}
-"""What the images of each data set look like."""
+FORMS = {
+    "digits": Form(1, 8, 8),
+    "binarized-mnist": Form(1, 28, 28),
+    "cifar10": Form(3, 32, 32, 256),
+    "natural64": Form(3, 64, 64, 256),
+}
 
 
-def load(name: str, data_dir: Path | str | None = None) -> Splits:
-    """Load a data set by name.
+def form_of(config: DataConfig) -> Form:
+    """What the images of a data set look like."""
+    return Form(3, config.size, config.size, 256) if config.name == "images" else FORMS[config.name]
+
+
+def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits:
+    """Load a data set.
 
     Arguments:
-        name: One of :data:`FORMS`.
-        data_dir: Folder to look in; without it, earlier downloads serve, and what is absent is downloaded.
+        config: Which; or its name, of :data:`FORMS`.
+        data_dir: Folder to look in; without it, earlier downloads serve, and what is absent is downloaded. For one's
+            own images, their folder or archive.
 
     Raises:
         DataError: If the data are missing, truncated, corrupted or of the wrong form.
     """
-    if name == "digits":
+    path = None if data_dir is None else Path(data_dir)
+    if isinstance(config, str):
+        if config not in FORMS:
+            raise DataError(f"data: expected one of {', '.join(FORMS)}, got {config!r}")
+        config = DataConfig.model_validate({"name": config})
+    if config.name == "digits":
         return _digits()
-    if name == "binarized-mnist":
-        return _binarized_mnist(None if data_dir is None else Path(data_dir))
-    if name == "cifar10":
-        return cifar10(None if data_dir is None else Path(data_dir))
-    raise DataError(f"data: expected one of {', '.join(FORMS)}, got {name!r}")
+    if config.name == "binarized-mnist":
+        return _binarized_mnist(path)
+    if config.name == "cifar10":
+        return cifar10(path)
+    if path is None:
+        raise DataError(f"data.name={config.name}: is not downloaded; name its folder or archive with --data-dir")
+    return natural64(path) if config.name == "natural64" else images(path, config.size)
 
 
 def _digits() -> Splits:

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from .config import Config
-from .data import FORMS
+from .data import form_of
 from .files import FORMAT, FileError, load_state, write_atomically
 from .model import LatentModel, build
 from .rbm import RBM
@@ -220,7 +220,7 @@ def load(path: Path | str, weights: str = "model") -> LatentModel | RBM:
         RunError: If there is no run, or it has not come so far.
     """
     run = Run.open(path)
-    model = build(run.config.model, FORMS[run.config.data.name])
+    model = build(run.config.model, form_of(run.config.data))
     run.load_weights(weights, model)
     return model.eval()
 

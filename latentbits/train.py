@@ -380,7 +380,7 @@ def train(
             "resume it without options, or start a new run"
         )
     check_shares(config)
-    splits = data.load(config.data.name, data_dir).to(device)
+    splits = data.load(config.data, data_dir).to(device)
     state, is_first = new_state(config, splits), distributed.world().is_first
     begins = folder is None or not folder.checkpoint.is_file()
     if begins and config.weights:

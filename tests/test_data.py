@@ -122,7 +122,7 @@ def test_a_gzip_that_grows_without_end_is_not_unpacked(tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(DataError, match="expected one of digits, binarized-mnist, cifar10, got 'mnist'"):
+    with pytest.raises(DataError, match="expected one of digits, binarized-mnist, cifar10, natural64, got 'mnist'"):
         data.load("mnist")
 
 

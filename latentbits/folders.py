@@ -1,0 +1,148 @@
+"""Data sets made of picture files: a folder, a tar or a zip archive of PNG and JPEG, and ``natural64``.
+
+Archives are read as streams and nothing is extracted. Each picture is turned as its camera says, converted to RGB,
+scaled and cropped about its center to a square; one at a time, so that beside the result (3 bytes a pixel) only one
+whole picture is in memory. Names that do not end as pictures do are passed over; what claims to be a picture and
+cannot be read, is truncated, or has more pixels than ``MOST_PIXELS`` is skipped and named, or refused.
+"""
+
+import hashlib
+import io
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .splits import DataError, Form, Splits, make_splits
+
+ENDINGS = (".png", ".jpg", ".jpeg")
+MOST_PIXELS = 50_000_000
+MOST_BYTES = 100_000_000
+NATURAL64_VALIDATION = 1000
+
+
+class Pictures(NamedTuple):
+    """Pictures that were read.
+
+    Attributes:
+        images: uint8, with shape (N, 3 * size * size), channel by channel.
+        names: Of the files, sorted.
+        skipped: Name and reason of each file that is no whole picture.
+    """
+
+    images: np.ndarray
+    names: list[str]
+    skipped: list[tuple[str, str]]
+
+
+def read_pictures(path: Path, size: int, refuse: bool = False) -> Pictures:
+    """Read a folder, a ``.tar`` or a ``.zip`` of pictures as squares.
+
+    Arguments:
+        path: The folder or archive.
+        size: Height and width in pixels.
+        refuse: Whether a file that is no whole picture is an error, instead of being skipped.
+
+    Raises:
+        DataError: If the path is missing or damaged, holds no picture, or a file is refused.
+    """
+    found: dict[str, np.ndarray] = {}
+    skipped = []
+    for name, content in _files(path):
+        try:
+            found[name] = _square(content, size)
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if refuse:
+                raise DataError(
+                    f"{path}: {name} is no whole picture ({error}); remove it, or let such be skipped"
+                ) from error
+            skipped.append((name, str(error)))
+    if not found:
+        reason = f"; {len(skipped)} could not be read, such as {skipped[0][0]} ({skipped[0][1]})" if skipped else ""
+        raise DataError(f"{path}: expected pictures that end in {', '.join(ENDINGS)}, found none{reason}")
+    names = sorted(found)
+    return Pictures(np.stack([found[name] for name in names]), names, skipped)
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file that ends as a picture does."""
+    if path.is_dir():
+        for entry in sorted(path.rglob("*")):
+            if entry.suffix.lower() in ENDINGS and entry.is_file():
+                with entry.open("rb") as stream:
+                    yield entry.relative_to(path).as_posix(), stream.read(MOST_BYTES)
+        return
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    if info.filename.lower().endswith(ENDINGS):
+                        with archive.open(info) as content:
+                            yield info.filename, content.read(MOST_BYTES)  # no more, whatever the entry claims
+        else:
+            with tarfile.open(path, "r|*") as archive:
+                for member in archive:
+                    file = archive.extractfile(member) if member.name.lower().endswith(ENDINGS) else None
+                    if file is not None:
+                        yield member.name, file.read(MOST_BYTES)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: expected a folder, a .tar or a .zip of pictures, found nothing there") from error
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise DataError(
+            f"{path}: expected a folder, a .tar or a .zip of pictures, found a damaged one ({error})"
+        ) from error
+
+
+def _square(content: bytes, size: int) -> np.ndarray:
+    """A picture as (3 * size * size,) bytes, channel by channel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MOST_PIXELS:,}")
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+    square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(square).transpose(2, 0, 1).reshape(-1)
+
+
+def images(path: Path, size: int, refuse: bool = False) -> Splits:
+    """One's own pictures, split by a hash of each one's name, so that adding some moves none: 8 in 10 for training.
+
+    What is skipped is named in a warning.
+
+    Raises:
+        DataError: As :func:`read_pictures`, or if a split stays empty.
+    """
+    pictures = read_pictures(path, size, refuse)
+    tenth = np.array([hashlib.sha256(name.encode()).digest()[0] * 10 // 256 for name in pictures.names])
+    parts = [pictures.images[which] for which in (tenth < 8, tenth == 8, tenth == 9)]
+    if not all(len(part) for part in parts):
+        raise DataError(
+            f"{path}: expected enough pictures for training, validation and test, found {len(pictures.names)}; "
+            "30 or more will do"
+        )
+    warn_of(pictures, path)
+    return make_splits("images", parts, Form(3, size, size, 256))
+
+
+def warn_of(pictures: Pictures, path: Path) -> None:
+    """Count and name what was skipped."""
+    if pictures.skipped:
+        some = ", ".join(f"{name} ({reason})" for name, reason in pictures.skipped[:5])
+        warnings.warn(f"{path}: skipped {len(pictures.skipped)} files that are no whole pictures: {some}", stacklevel=2)
+
+
+def natural64(folder: Path) -> Splits:
+    """Photographs of 64x64: ``train.tar``, the last 1,000 by name for validation, and ``val.tar`` for test."""
+    train, test = (read_pictures(folder / name, 64).images for name in ("train.tar", "val.tar"))
+    if len(train) <= NATURAL64_VALIDATION:
+        raise DataError(
+            f"{folder / 'train.tar'}: expected more than {NATURAL64_VALIDATION:,} pictures, found {len(train):,}"
+        )
+    parts = [train[:-NATURAL64_VALIDATION], train[-NATURAL64_VALIDATION:], test]
+    return make_splits("natural64", parts, Form(3, 64, 64, 256))

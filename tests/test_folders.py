@@ -1,0 +1,157 @@
+"""Pictures from folders and archives: what is whole comes back, the rest is named."""
+
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentbits import data, folders
+from latentbits.config import DataConfig
+from latentbits.splits import DataError
+
+
+def encoded(pixels, ending="PNG", **options):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, ending, **options)
+    return stream.getvalue()
+
+
+def random_pixels(seed, height=8, width=8):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def files():
+    return {f"{number:03}.png": encoded(random_pixels(number)) for number in range(60)}
+
+
+def write(files, path):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    elif path.suffix == ".tar":
+        with tarfile.open(path, "w") as archive:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    else:
+        for name, content in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("place", ["folder", "all.tar", "all.zip"])
+def test_pictures_come_back_channel_by_channel(tmp_path, files, place):
+    path = write(files | {"notes.txt": b"not a picture, and not taken for one"}, tmp_path / place)
+    pictures = folders.read_pictures(path, 8)
+    assert pictures.names == sorted(files)
+    assert pictures.skipped == []
+    np.testing.assert_array_equal(pictures.images[7].reshape(3, 8, 8), random_pixels(7).transpose(2, 0, 1))
+
+
+def test_pictures_are_turned_cropped_and_made_rgb(tmp_path):
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 4:12] = 200  # the middle square
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    arrow = np.zeros((8, 8, 3), np.uint8)
+    arrow[0] = 255  # a white top edge
+    grey = np.full((8, 8), 77, np.uint8)
+    write(
+        {
+            "a.png": encoded(wide),
+            "b.jpg": encoded(arrow, "JPEG", quality=95, exif=exif),
+            "c.PNG": encoded(grey),
+        },
+        tmp_path / "folder",
+    )
+    images = folders.read_pictures(tmp_path / "folder", 8).images.reshape(3, 3, 8, 8)
+    assert (images[0] == 200).all()
+    assert images[1][:, :, 7].min() > 180
+    assert images[1][:, :, 0].max() < 80
+    assert (images[2] == 77).all()
+
+
+def test_what_is_no_whole_picture_is_skipped_and_named_or_refused(tmp_path, files, monkeypatch):
+    whole = encoded(random_pixels(0, 40, 40))
+    bad = {
+        "torn.png": whole[: len(whole) // 2],
+        "text.jpg": b"hello",
+        "empty.png": b"",
+        "gif.png": b"GIF89a" + bytes(50),
+    }
+    monkeypatch.setattr(folders, "MOST_PIXELS", 1000)
+    bad["huge.png"] = whole
+    path = write(files | bad, tmp_path / "all.zip")
+    pictures = folders.read_pictures(path, 8)
+    assert pictures.names == sorted(files)
+    assert sorted(name for name, _ in pictures.skipped) == sorted(bad)
+    assert "40 x 40 pixels are more than 1,000" in dict(pictures.skipped)["huge.png"]
+    with pytest.raises(DataError, match="is no whole picture"):
+        folders.read_pictures(path, 8, refuse=True)
+    with pytest.warns(UserWarning, match="skipped 5 files that are no whole pictures: .*torn.png"):
+        folders.images(path, 8)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    """A picture whose header claims billions of pixels: refused by the header."""
+    header = bytearray(encoded(random_pixels(0)))
+    header[16:24] = (60_000).to_bytes(4, "big") * 2
+    path = write({"bomb.png": bytes(header)}, tmp_path / "folder")
+    with pytest.raises(DataError, match=r"found none; 1 could not be read, such as bomb.png"):
+        folders.read_pictures(path, 8)
+
+
+@pytest.mark.parametrize("name", ["none.tar", "torn.tar", "torn.zip", "empty"])
+def test_a_missing_or_damaged_place_is_named(tmp_path, files, name):
+    path = tmp_path / name
+    if name == "torn.tar":
+        whole = write(files, path).read_bytes()
+        path.write_bytes(whole[: len(whole) // 2 + 700])
+    elif name == "torn.zip":
+        whole = write(files, path).read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    elif name == "empty":
+        path.mkdir()
+    with pytest.raises(DataError, match=rf"{name}: expected"):
+        folders.read_pictures(path, 8)
+
+
+def test_own_images_keep_their_split_when_others_come(tmp_path, files):
+    path = write(files, tmp_path / "folder")
+    config = DataConfig(name="images", size=8)
+    before = data.load(config, path)
+    assert before.form == data.form_of(config)
+    assert sum(len(part) for part in before[1:4]) == 60
+    assert len(before.train) > 35
+    assert before.checksum == data.load(config, path).checksum
+    write({f"more/{n}.png": encoded(random_pixels(100 + n)) for n in range(40)}, path)
+    after = data.load(config, path)
+    for old, new in zip(before[1:4], after[1:4], strict=True):
+        assert {bytes(row) for row in old.numpy()} <= {bytes(row) for row in new.numpy()}
+
+
+def test_own_images_need_a_place_and_enough_of_them(tmp_path, files):
+    with pytest.raises(DataError, match="name its folder or archive with --data-dir"):
+        data.load(DataConfig(name="images"))
+    path = write(dict(list(files.items())[:2]), tmp_path / "folder")
+    with pytest.raises(DataError, match="expected enough pictures for training, validation and test, found 2"):
+        data.load(DataConfig(name="images", size=8), path)
+
+
+def test_natural64_takes_its_validation_from_the_end(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(folders, "NATURAL64_VALIDATION", 10)
+    write(files, tmp_path / "train.tar")
+    write(dict(list(files.items())[:5]), tmp_path / "val.tar")
+    splits = data.load("natural64", tmp_path)
+    assert [len(part) for part in splits[1:4]] == [50, 10, 5]
+    assert splits.train.shape[1] == splits.form.dimensions == 3 * 64 * 64
+    monkeypatch.setattr(folders, "NATURAL64_VALIDATION", 60)
+    with pytest.raises(DataError, match="expected more than 60 pictures, found 60"):
+        data.load("natural64", tmp_path)
