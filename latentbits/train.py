@@ -439,7 +439,10 @@ def describe_difference(old: Config, new: Config) -> str:
 
 def new_state(config: Config, splits: Splits) -> State:
     """The state before the first step: random weights, and the decoder's bias at the data's mean logits."""
-    model = build(config.model, splits.form, torch.Generator().manual_seed(config.seed))
+    try:
+        model = build(config.model, splits.form, torch.Generator().manual_seed(config.seed))
+    except ValueError as error:
+        raise RunError(str(error)) from error
     model = model.to(splits.train.device)
     generator = torch.Generator(splits.train.device).manual_seed(config.seed + 1_000_003 * distributed.world().rank)
     if isinstance(model, LatentModel):

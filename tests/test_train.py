@@ -25,6 +25,7 @@ from latentbits.config import (
 )
 from latentbits.files import load_state, save_state
 from latentbits.session import State, TrainingError, epoch_order
+from latentbits.splits import Form, Splits
 from latentbits.train import (
     cd_steps,
     new_state,
@@ -562,3 +563,46 @@ def test_each_regularization_of_stage_1_changes_its_weights(tmp_path, option):
     ]
     one, other = (load_file(run.path / "autoencoder.safetensors")["encoder.0.weight"] for run in runs)
     assert not torch.equal(one, other)
+
+
+def colour_splits(count=64):
+    """Images of 8x8 in colour that a few numbers describe: a plane of brightness in a random hue, in 256 levels."""
+    g = seeded(9)
+    hue, slope = torch.rand(count, 3, 1, 1, generator=g), torch.rand(count, 2, 1, 1, generator=g) - 0.5
+    grid = torch.linspace(-1, 1, 8)
+    plane = slope[:, :1] * grid[:, None] + slope[:, 1:] * grid
+    x = ((0.2 + 0.6 * hue + 0.3 * plane).clamp(0, 1) * 255).round().to(torch.uint8).flatten(1)
+    return Splits("images", x, x[:16], x[16:32], Form(3, 8, 8, 256), "colour")
+
+
+def test_colour_images_go_through_all_stages_and_are_learnt(tmp_path, monkeypatch):
+    """64 images, which the model can learn by heart: the likelihood rises far above that of independent levels."""
+    splits = colour_splits()
+    monkeypatch.setattr("latentbits.data.load", lambda config, data_dir: splits)
+    config = tiny(
+        data={"name": "images", "size": 8},
+        model={"network": "resnet", "maps": (8, 8), "repeats": 1, "latent": 32, "hidden": 16, "fully_connected": False},
+        autoencoder={"epochs": 80, "batch_size": 32, "learning_rate": 3e-3, "dropout": 0.0, "shift": 0.2},
+        rbm={"batch_size": 16},
+        joint={"epochs": 20, "batch_size": 32},
+    )
+    run = lb.train(config, tmp_path / "run", quiet=True)
+    rows = run.metrics()
+    reconstruction = [row["reconstruction"] for row in rows if row["stage"] == "autoencoder"]
+    nll = [row["valid_nll"] for row in rows if row["stage"] == "joint"]
+    assert reconstruction[-1] < reconstruction[0] - 100
+    assert nll[-1] < nll[0]
+    model = lb.load(run.path)
+    assert model.decode(model.encode(splits.valid[:3])).shape == (3, 192)
+    assert float(model.sample(5, 3, seeded(0)).min()) >= 0
+    one = seeded(1)
+    bound = model.log_prob(splits.valid.float(), 50, float(model.prior.log_partition()), one)
+    assert float(-bound.mean()) / (192 * math.log(2)) < 7.0  # bits/dim; 8 for levels that are all alike
+
+
+def test_networks_and_images_that_do_not_fit_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("latentbits.data.load", lambda config, data_dir: colour_splits())
+    config = tiny(data={"name": "images", "size": 8})
+    with pytest.raises(lb.RunError, match="expected resnet for images with more than two levels, got mlp"):
+        lb.train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
