@@ -1,7 +1,7 @@
 """One change at a time: short trainings of `mnist-mlp` from the same weights, by validation and training images.
 
 ``python benchmarks/ablations.py --weights FILE --data-dir DIR [NAME …]`` trains every variation below, or those named,
-from the weights at stage 2's end of a run, two at once with one thread each, and adds a line for each to
+from the weights at stage 2's end of a run (those of stages 1 and 2 from random weights), two at once with one thread each, and adds a line for each to
 ``results/ablations.json``. Epochs are chosen so that all take about as long as the baseline; the time that each took
 stands in its line. What is there already is skipped.
 """
@@ -25,7 +25,8 @@ from latentbits.runs import Run
 
 console = Console(highlight=False)
 
-BASELINE = "--autoencoder.epochs 0 --rbm.cd-epochs 0 --rbm.pcd-epochs 0"
+STAGE_3 = "--autoencoder.epochs 0 --rbm.cd-epochs 0 --rbm.pcd-epochs 0"
+STAGES_1_AND_2 = "--weights '' --joint.epochs 0 --rbm.cd-epochs 4 --rbm.pcd-epochs 4 --autoencoder.scales 1.0"
 RELAXED = "--joint.objective relaxed --joint.samples 1 --joint.products float32 --joint.epochs 60"
 VARIATIONS = {
     "VIMCO, K = 50": "--joint.epochs 9",
@@ -50,6 +51,13 @@ VARIATIONS = {
     "relaxed, then VIMCO": "--warm-start.epochs 30 --warm-start.encoder-learning-rate 1e-3 "
     "--warm-start.decoder-learning-rate 1e-3 --warm-start.prior-learning-rate 5e-3 --warm-start.decay 0 "
     "--joint.epochs 5",
+    "stages 1 and 2": STAGES_1_AND_2,
+    "stages 1 and 2, shift 0.5": f"{STAGES_1_AND_2} --autoencoder.shift 0.5",
+    "stages 1 and 2, input dropout 0.2": f"{STAGES_1_AND_2} --autoencoder.input-dropout 0.2",
+    "stages 1 and 2, weight decay 1e-5": f"{STAGES_1_AND_2} --autoencoder.weight-decay 1e-5",
+    "stages 1 and 2, ReLU": f"{STAGES_1_AND_2} --model.activation relu",
+    "stages 1 and 2, LeakyReLU": f"{STAGES_1_AND_2} --model.activation leaky-relu",
+    "stages 1 and 2, literal conversion": f"{STAGES_1_AND_2} --autoencoder.conversion literal",
     # these two begin with random weights
     "relaxed from random weights": f"{RELAXED} --weights ''",
     "VIMCO from random weights": "--joint.epochs 9 --weights ''",
@@ -62,7 +70,8 @@ def train_and_evaluate(name: str, weights: Path, data_dir: Path, runs: Path) -> 
     options = shlex.split(VARIATIONS[name])
     if "--weights" not in options:
         options += ["--weights", str(weights)]
-    resume = ["--resume"] if (run / "config.json").is_file() else [*shlex.split(BASELINE), *options]
+    skipped = [] if STAGES_1_AND_2 in VARIATIONS[name] else shlex.split(STAGE_3)
+    resume = ["--resume"] if (run / "config.json").is_file() else [*skipped, *options]
     validation = [] if resume == ["--resume"] else ["--validation.every", "3"]
     latentbits("train", "mnist-mlp", "--run", str(run), *resume, *validation, "--data-dir", str(data_dir))
     line: dict[str, Any] = {"options": options}
