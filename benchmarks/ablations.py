@@ -1,9 +1,9 @@
 """One change at a time: short trainings of `mnist-mlp` from the same weights, by validation and training images.
 
 ``python benchmarks/ablations.py --weights FILE --data-dir DIR [NAME …]`` trains every variation below, or those named,
-from the weights at stage 2's end of a run (those of stages 1 and 2 from random weights), two at once with one thread each, and adds a line for each to
-``results/ablations.json``. Epochs are chosen so that all take about as long as the baseline; the time that each took
-stands in its line. What is there already is skipped.
+from the weights at stage 2's end of a run (those of stages 1 and 2 from random weights), two at once with one thread
+each, and adds a line for each to ``results/ablations.json``. Epochs are chosen so that all take about as long as the
+baseline of their stage; the time that each took stands in its line. What is there already is skipped.
 """
 
 import argparse
