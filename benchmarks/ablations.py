@@ -39,6 +39,7 @@ VARIATIONS = {
     "VIMCO, tempered chains": "--joint.epochs 8 --joint.chains 200 --joint.temperatures 5",
     "VIMCO, RBM rate 1e-3": "--joint.epochs 9 --joint.prior-learning-rate 1e-3",
     "VIMCO, RBM rate 1e-2": "--joint.epochs 9 --joint.prior-learning-rate 1e-2",
+    "VIMCO, shift 0.5": "--joint.epochs 9 --joint.shift 0.5",
     "VIMCO, encoder dropout 0.1": "--joint.epochs 9 --joint.dropout 0.1",
     "VIMCO, weight decay 1e-5": "--joint.epochs 9 --joint.weight-decay 1e-5",
     "relaxed": RELAXED,
