@@ -227,7 +227,7 @@ def relaxed_losses(
     with products():
         a = model.encoder(drop(x, dropout, generator))
     device = a.device if generator is None else generator.device
-    u = torch.rand(a.shape, generator=generator, device=device).to(a).clamp(1e-6, 1 - 1e-6)
+    u = torch.rand(a.shape, generator=generator, device=device).to(a).clamp(min=1e-6)
     zeta = torch.sigmoid((a + torch.logit(u)) / relaxation)
     with products():
         p_x = model.likelihood(zeta)

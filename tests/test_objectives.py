@@ -326,3 +326,20 @@ def test_sleep_adds_its_gradient_to_vimcos(model, x):
         difference = slept.encoder - plain.encoder
         rows.append(flat(torch.autograd.grad(difference, list(model.encoder.parameters()), retain_graph=True)))
     assert np.abs(mean_scores(np.stack(rows), expected)).max() < LIMIT
+
+
+def test_each_option_of_a_step_is_passed_on(model, x):
+    """Sparse backward, dropout and sleep change what they are for, with the same random numbers."""
+    arguments = (model, x.repeat(10, 1), torch.ones(4, M), "vimco", 6)
+    plain = joint_losses(*arguments, 0, 0.0, seeded(7))
+    assert not torch.equal(joint_losses(*arguments, 2, 0.0, seeded(7)).decoder, plain.decoder)
+    assert not torch.equal(joint_losses(*arguments, 0, 0.0, seeded(7), sleep_weight=0.5).encoder, plain.encoder)
+    inputs = []
+    hook = model.encoder.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    joint_losses(*arguments, 0, 0.5, seeded(7))
+    hook.remove()
+    assert sorted(inputs[0].unique().tolist()) == [0.0, 2.0]
+    a = model.encoder(x)
+    z = Bits(a.detach()).sample((K,), seeded(0))
+    given = (model, x, a, z, torch.ones(4, M), "vimco")
+    assert torch.equal(losses_of_samples(*given).encoder, losses_of_samples(*given, sleep_weight=0.0).encoder)

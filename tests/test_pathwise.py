@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import contextmanager
 
 import exact_latent
 import numpy as np
@@ -162,3 +163,92 @@ def test_a_continuous_model_is_built_sampled_and_encoded():
     torch.testing.assert_close(model.encode(x), model.posterior(x).mean.detach())
     assert model.sample(7, generator=seeded(1)).shape == (7, 6)
     assert not list(model.prior.parameters())
+
+
+def relaxed(model, seed=1, **options):
+    return relaxed_losses(model, X.repeat(20, 1), torch.ones(5, M), 0.5, generator=seeded(seed), **options)
+
+
+def iwae(model, seed=1, **options):
+    return iwae_losses(model, X.repeat(20, 1), 6, generator=seeded(seed), **options)
+
+
+@pytest.mark.parametrize("losses", [relaxed, iwae])
+def test_all_randomness_comes_from_the_generator(model, continuous, losses):
+    """Dropout, noise and resampling: the global generator has no say."""
+    subject, options = (model, {}) if losses is relaxed else (continuous, {"backward_samples": 2})
+    results = []
+    for seed, global_seed in ((1, 1), (1, 2), (2, 1)):
+        torch.manual_seed(global_seed)
+        results.append(losses(subject, seed, dropout=0.3, **options))
+    assert torch.equal(results[0].decoder, results[1].decoder)
+    assert torch.equal(results[0].bound, results[1].bound)
+    assert not torch.equal(results[0].decoder, results[2].decoder)
+
+
+@pytest.mark.parametrize("backward_samples", [0, 1])
+def test_each_of_iwaes_draws_comes_from_the_generator(continuous, backward_samples):
+    """The noise alone, and the resampling too."""
+    results = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        results.append(iwae(continuous, backward_samples=backward_samples).decoder)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("losses", [relaxed, iwae])
+def test_dropout_is_of_what_the_encoder_sees(model, continuous, losses):
+    subject = model if losses is relaxed else continuous
+    inputs = []
+    hook = subject.encoder.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    losses(subject)
+    losses(subject, dropout=0.5)
+    hook.remove()
+    assert torch.equal(inputs[0], X.repeat(20, 1))
+    assert sorted(inputs[1].unique().tolist()) == [0.0, 2.0]
+
+
+def test_a_uniform_number_of_zero_does_no_harm(model, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.zeros(shape))
+    assert all(part.isfinite() for part in relaxed(model))
+
+
+def test_effective_sample_sizes(model, continuous):
+    assert float(relaxed(model).effective_sample_size) == 1.0
+    with torch.no_grad():  # all weights equal: nothing depends on z but the prior, and q is the prior
+        continuous.encoder[-1].weight.zero_()
+        continuous.encoder[-1].bias.zero_()
+        continuous.decoder[0].weight.zero_()
+    assert float(iwae(continuous).effective_sample_size) == pytest.approx(6.0, rel=1e-4)
+
+
+def test_iwae_carries_all_k_backward_unless_asked_otherwise(continuous):
+    plain = iwae(continuous)
+    assert torch.equal(plain.decoder, iwae(continuous, backward_samples=0).decoder)
+    assert not torch.equal(plain.decoder, iwae(continuous, backward_samples=1).decoder)
+    assert float(plain.encoder) == float(plain.prior) == 0.0
+
+
+def test_iwaes_networks_run_in_the_context_of_their_products(continuous):
+    inside, calls = [False], []
+
+    @contextmanager
+    def products():
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    for net in (continuous.encoder, continuous.decoder):
+        net.register_forward_hook(lambda module, inputs, output: calls.append(inside[0]))
+    iwae(continuous, backward_samples=2, products=products)
+    assert calls == [True] * 3
+
+
+def test_normal_prior_draws_from_its_generator_and_has_nothing_to_save():
+    prior = NormalPrior(3)
+    torch.manual_seed(0)
+    first = prior.sample(4, seeded(1))
+    torch.manual_seed(1)
+    assert torch.equal(first, prior.sample(4, seeded(1)))
+    assert prior.state_dict() == {}
+    assert prior.log_partition().dtype == torch.float64
