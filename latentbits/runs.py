@@ -204,7 +204,7 @@ def read_weights(path: Path, module: torch.nn.Module) -> None:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         module.load_state_dict(tensors)
     except FileNotFoundError as error:
-        raise RunError(f"{path}: not found; the run that it belongs to has not come so far") from error
+        raise RunError(f"{path}: not found; the run has not come so far") from error
     except (SafetensorError, RuntimeError, OSError) as error:
         raise RunError(f"{path}: does not hold the weights of such a model ({error})") from error
 
