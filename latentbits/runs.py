@@ -206,7 +206,7 @@ def read_weights(path: Path, module: torch.nn.Module) -> None:
     except FileNotFoundError as error:
         raise RunError(f"{path}: not found; the run has not come so far") from error
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise RunError(f"{path}: does not hold the weights of such a model ({error})") from error
+        raise RunError(f"{path}: does not hold the weights of this run's model ({error})") from error
 
 
 def load(path: Path | str, weights: str = "model") -> LatentModel | RBM:

@@ -491,7 +491,7 @@ def test_a_run_can_begin_with_anothers_weights(tmp_path):
     assert other.metrics() == [
         {"stage": "start", "weights": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     ]
-    with pytest.raises(lb.RunError, match="does not hold the weights of such a model"):
+    with pytest.raises(lb.RunError, match="does not hold the weights of this run's model"):
         lb.train(config.model_copy(update={"model": ModelConfig(layers=(3,))}), tmp_path / "third", quiet=True)
     assert not (tmp_path / "third").exists()
 
