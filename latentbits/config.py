@@ -147,6 +147,9 @@ class JointConfig(Section):
     sleep: float = Field(
         0.0, ge=0, description="weight of a sleep phase in the encoder's loss; crws has one of weight 1 by itself"
     )
+    dreams: int = Field(
+        0, ge=0, description="of the chains, drawn at random for each step, that dream in a sleep phase; 0 for all"
+    )
     relaxation: float = Field(0.2, gt=0, description="temperature of the relaxed bits, if the objective is relaxed")
     centered: bool = Field(False, description="center the RBM's gradient")
     chains: int = Field(1000, ge=1, description="persistent chains for the negative phase")

@@ -135,6 +135,7 @@ def joint_losses(
     generator: torch.Generator | None = None,
     products: Products = nullcontext,
     sleep_weight: float = 0.0,
+    dreams: int = 0,
 ) -> Losses:
     r"""Surrogate losses of one batch for stage 3.
 
@@ -153,12 +154,15 @@ def joint_losses(
         generator: Source of the randomness; the default generator if None.
         products: Context of the networks' matrix products; all sums over bits and samples stay outside.
         sleep_weight: Of a sleep phase in VIMCO's encoder loss.
+        dreams: How many of the prior's samples, at random, dream in a sleep phase; 0 for all.
     """
     with products():
         a = model.encoder(drop(x, dropout, generator))
     with torch.no_grad():
         z = Bits(a.detach()).sample((samples,), generator)
-    return losses_of_samples(model, x, a, z, z_negative, objective, backward_samples, generator, products, sleep_weight)
+    return losses_of_samples(
+        model, x, a, z, z_negative, objective, backward_samples, generator, products, sleep_weight, dreams
+    )
 
 
 def losses_of_samples(
@@ -172,6 +176,7 @@ def losses_of_samples(
     generator: torch.Generator | None = None,
     products: Products = nullcontext,
     sleep_weight: float = 0.0,
+    dreams: int = 0,
 ) -> Losses:
     """As :func:`joint_losses`, given posterior logits a (B, M) and samples z (K, B, M) from them."""
     with torch.no_grad():
@@ -190,7 +195,7 @@ def losses_of_samples(
     if objective == "crws":
         sleep_weight = 1.0  # the algorithm's own
     if sleep_weight:
-        encoder = encoder - sleep_weight * sleep(model, z_negative, generator)
+        encoder = encoder - sleep_weight * sleep(model, z_negative, generator, dreams)
     with products():
         p_x = model.likelihood(z_kept)
     decoder = -(weights * p_x.log_prob(x)).sum(0).mean()
@@ -295,8 +300,19 @@ def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Te
     return x * kept / (1 - probability)
 
 
-def sleep(model: LatentModel, z_negative: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The sleep phase: mean log q(z | x) of dreams x ~ p(x | z), z (N, M) from the prior; a scalar."""
+def sleep(model: LatentModel, z_negative: Tensor, generator: torch.Generator | None = None, dreams: int = 0) -> Tensor:
+    """The sleep phase: mean log q(z | x) of dreams x ~ p(x | z); a scalar.
+
+    Arguments:
+        model: Encoder and decoder.
+        z_negative: Samples of the prior, with shape (N, M).
+        generator: Source of the randomness; the default generator if None.
+        dreams: How many of them dream, drawn at random with replacement; 0 for each of them once.
+    """
     with torch.no_grad():
+        if dreams:
+            device = z_negative.device if generator is None else generator.device
+            rows = torch.randint(len(z_negative), (dreams,), generator=generator, device=device)
+            z_negative = z_negative[rows.to(z_negative.device)]
         x_negative = model.likelihood(z_negative).sample(generator=generator)
     return model.posterior(x_negative).log_prob(z_negative).mean()

@@ -267,7 +267,7 @@ def stage_losses(
         return iwae_losses(model, x, samples, config.backward_samples, config.dropout, generator, products)
     return joint_losses(
         model, x, z_negative, config.objective, samples, config.backward_samples,
-        config.dropout, generator, products, config.sleep,
+        config.dropout, generator, products, config.sleep, config.dreams,
     )  # fmt: skip
 
 

@@ -305,7 +305,8 @@ def test_drop_keeps_the_mean_and_the_share():
     assert drop(x, 0.0, None) is x
 
 
-def test_sleep_adds_its_gradient_to_vimcos(model, x):
+@pytest.mark.parametrize("dreams", [0, 700])
+def test_sleep_adds_its_gradient_to_vimcos(model, x, dreams):
     """Averaged over dreams: weight times the enumerated sleep expectation, and nothing in the other parts."""
     twin, _ = exact_tables(model, x)
     rbm = (twin.prior.weight, twin.prior.visible_bias, twin.prior.hidden_bias)
@@ -318,7 +319,9 @@ def test_sleep_adds_its_gradient_to_vimcos(model, x):
     for _ in range(40):
         z_negative = exact_latent.states(M).float()[torch.multinomial(p, 5000, replacement=True, generator=generator)]
         plain, slept = (
-            losses_of_samples(model, x, a, z, z_negative, "vimco", generator=generator, sleep_weight=weight)
+            losses_of_samples(
+                model, x, a, z, z_negative, "vimco", generator=generator, sleep_weight=weight, dreams=dreams
+            )
             for weight in (0.0, 0.3)
         )
         assert torch.equal(plain.decoder, slept.decoder)
@@ -343,3 +346,24 @@ def test_each_option_of_a_step_is_passed_on(model, x):
     z = Bits(a.detach()).sample((K,), seeded(0))
     given = (model, x, a, z, torch.ones(4, M), "vimco")
     assert torch.equal(losses_of_samples(*given).encoder, losses_of_samples(*given, sleep_weight=0.0).encoder)
+
+
+def test_as_many_dream_as_are_asked_to(model):
+    """Rows of the prior's samples, drawn from the generator; all of them, once each, if none is asked for."""
+    z = exact_latent.states(M).float()
+    seen = []
+    hook = model.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        sleep(model, z, seeded(3), 100)
+    sleep(model, z, seeded(3))
+    hook.remove()
+    assert torch.equal(seen[0], seen[1])
+    assert seen[0].shape == (100, M)
+    assert len(seen[0].unique(dim=0)) == len(z)
+    assert torch.equal(seen[2], z)
+    x = torch.ones(2, D)
+    few, all_of_them = (
+        joint_losses(model, x, z, "crws", K, generator=seeded(4), dreams=dreams).encoder for dreams in (1, 0)
+    )
+    assert not torch.equal(few, all_of_them)

@@ -92,6 +92,7 @@ def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objectiv
             "epochs": 2,
             "optimizer": "adamax",
             "sleep": 0.5,
+            "dreams": 7,
             "shift": 0.5,
             "centered": True,
             "first_samples": 2,
