@@ -17,7 +17,7 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from .evaluate import Evaluation, Likelihood
+from .evaluate import IMAGES_AT_ONCE, Evaluation, Likelihood
 from .model import LatentModel
 from .progress import STAGE_TITLES
 from .rbm import RBM
@@ -195,11 +195,25 @@ def encoder_histogram(model: LatentModel, x: Tensor, title: str) -> Figure:
     return figure
 
 
+def over(above: Tensor, below: Tensor) -> Tensor:
+    """Images (N, D) in rows of ten, each over another's: (2 N, D)."""
+    pairs = torch.stack([above.view(-1, 10, above.shape[1]), below.view(-1, 10, below.shape[1])], 1)
+    return pairs.reshape(-1, above.shape[1])
+
+
 def reconstructions(model: LatentModel, x: Tensor) -> Tensor:
     """Data x (N, D) in rows of ten, each over its reconstruction from the most probable bits: (2 N, D)."""
-    x = x.float()
-    pairs = torch.stack([x.view(-1, 10, x.shape[1]), model.decode(model.encode(x)).view(-1, 10, x.shape[1])], 1)
-    return pairs.reshape(-1, x.shape[1])
+    return over(x.float(), model.decode(model.encode(x)))
+
+
+def nearest(images: Tensor, x: Tensor) -> Tensor:
+    """The nearest of the data x (N', D) to each image (N, D), by squared distance, with shape (N, D)."""
+    least, found = torch.full((len(images),), torch.inf), torch.empty_like(images)
+    for part in x.split(IMAGES_AT_ONCE):
+        distance, index = torch.cdist(images, part.float()).min(1)
+        closer = distance < least
+        least, found[closer] = torch.where(closer, distance, least), part.float()[index[closer]]
+    return found
 
 
 def draw(
@@ -222,6 +236,9 @@ def write_pictures(run: Run, splits: Splits, folder: Path, gibbs_steps: int = 10
         model = load(run.path)
         generator = torch.Generator().manual_seed(0)
         sheets["samples"] = draw(model, 100, gibbs_steps, generator)
+        sheets["samples-over-nearest-training-images"] = over(
+            sheets["samples"], nearest(sheets["samples"], splits.train)
+        )
         if isinstance(model, LatentModel):
             sheets["reconstructions"] = reconstructions(model, splits.valid[:50])
             figures["encoder-output"] = encoder_histogram(model, splits.valid[:2000], "encoder's output, final")

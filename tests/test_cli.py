@@ -9,6 +9,7 @@ from PIL import Image
 import latentbits as lb
 from latentbits.cli import main, parse_train
 from latentbits.recipes import RECIPES
+from latentbits.report import nearest
 from latentbits.runs import Run
 
 TINY = (
@@ -83,6 +84,7 @@ def test_report_draws_every_stage(run, capsys):
         "curve-rbm",
         "curve-joint",
         "samples",
+        "samples-over-nearest-training-images",
         "reconstructions",
         "encoder-output",
         "encoder-output-pretrained",
@@ -249,3 +251,10 @@ def test_a_pretrained_model_is_sampled_by_its_name(run, tmp_path, monkeypatch, c
     assert "expected a run folder or --pretrained NAME" in capsys.readouterr().err
     with pytest.raises(lb.RunError, match="expected one of tiny, got 'none'"):
         lb.load_pretrained("none")
+
+
+def test_nearest_images_are_found_over_all_parts():
+    x = torch.randint(0, 2, (2500, 9), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.rand(30, 9, generator=torch.Generator().manual_seed(1))
+    distances = ((images[:, None].double() - x[None].double()) ** 2).sum(-1)
+    assert torch.equal(nearest(images, x), x[distances.argmin(1)].float())
