@@ -12,6 +12,7 @@ from latentbits.gibbs import bfloat16_products
 from latentbits.model import build
 from latentbits.objectives import joint_losses
 from latentbits.recipes import mnist_mlp
+from latentbits.splits import Form
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -27,7 +28,7 @@ def seconds(work: Callable[[], object]) -> float:
 def training(steps: int = 30, batch: int = 100, chains: int = 1000) -> Callable[[], None]:
     """Steps of mnist-mlp's stage 3, of which each process has its share."""
     generator = torch.Generator().manual_seed(distributed.world().rank)
-    model = build(mnist_mlp().model, 784, torch.Generator().manual_seed(0))
+    model = build(mnist_mlp().model, Form(1, 28, 28), torch.Generator().manual_seed(0))
     assert isinstance(model, LatentModel)
     x = distributed.share(torch.bernoulli(torch.full((batch, 784), 0.13)))
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)

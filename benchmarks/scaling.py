@@ -17,6 +17,7 @@ from latentbits.gibbs import bfloat16_products
 from latentbits.model import build
 from latentbits.objectives import joint_losses
 from latentbits.recipes import mnist_mlp
+from latentbits.splits import Form
 
 LATENT = "AIS against latent bits M (H = 2 M)"
 
@@ -49,7 +50,7 @@ def step(model: LatentModel, batch: int, samples: int) -> Callable[[], None]:
 
 def network(config: ModelConfig) -> LatentModel:
     """A model with random weights."""
-    model = build(config, 784, torch.Generator().manual_seed(0))
+    model = build(config, Form(1, 28, 28), torch.Generator().manual_seed(0))
     assert isinstance(model, LatentModel)
     return model
 

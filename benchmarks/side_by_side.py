@@ -16,6 +16,7 @@ from latentbits.gibbs import bfloat16_products
 from latentbits.model import build
 from latentbits.objectives import joint_losses
 from latentbits.recipes import mnist_mlp
+from latentbits.splits import Form
 
 Contenders = dict[str, Callable[[], object]]
 
@@ -113,7 +114,7 @@ def ais_agreement(repeats: int = 8, chains: int = 500, temperatures: int = 400) 
 def vimco_group(samples: int, batch: int) -> tuple[Contenders, int]:
     """One step of stage 3 but for chains and optimizers: scoring and gradients."""
     generator = torch.Generator().manual_seed(0)
-    model = build(mnist_mlp().model, 784, generator)
+    model = build(mnist_mlp().model, Form(1, 28, 28), generator)
     assert isinstance(model, LatentModel)
     x = torch.bernoulli(torch.full((batch, 784), 0.13), generator=generator)
     z_negative = random_bits(1000, model.prior, generator)

@@ -51,7 +51,7 @@ class TrainOptions:
         run: Run folder; runs/RECIPE if not given.
         resume: Go on from the run folder's checkpoint.
         max_minutes: Stop, resumable, after so long; no schedule depends on it.
-        data_dir: Folder with the data set's published files.
+        data_dir: Folder with the data set's published files, or folder or archive of your own images.
         device: Where to train, such as cpu or cuda.
     """
 
@@ -196,10 +196,7 @@ def evaluate_run(
     from .report import evaluation_table
 
     counts = Counts(samples, chains, temperatures, raise_images, raise_resampled, raise_temperatures)
-    try:
-        check_counts(counts, 1 if images is None else images)
-    except ValueError as error:
-        raise UsageError("\n".join(f"--{line.replace('_', '-')}" for line in str(error).splitlines())) from error
+    check_options(counts, images)
     folder = Run.open(run)
     check_output(out, overwrite)
     check_device(device)
@@ -224,6 +221,14 @@ def evaluate_run(
     say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
 
 
+def check_options(counts: Counts, images: int | None) -> None:
+    """Refuse an evaluation whose counts are out of range."""
+    try:
+        check_counts(counts, 1 if images is None else images)
+    except ValueError as error:
+        raise UsageError("\n".join(f"--{line.replace('_', '-')}" for line in str(error).splitlines())) from error
+
+
 def curve_run(
     run: tyro.conf.Positional[Path],
     split: Literal["test", "valid", "train"] = "valid",
@@ -237,8 +242,8 @@ def curve_run(
 ) -> None:
     """Evaluate the weights that a run kept along the way: the likelihood against epochs and time.
 
-    Adds a line to RUN/curve-SPLIT.jsonl for each of the weights that --validation.keep left and that has none yet;
-    `latentbits report` draws them.
+    Writes RUN/curve-SPLIT.jsonl with a line for each of the weights that --validation.keep left; `latentbits report`
+    draws them. Weights that have a line with the same settings are not evaluated again, those with others are.
 
     Args:
         run: The run folder.
@@ -251,26 +256,37 @@ def curve_run(
         device: Where to evaluate, such as cpu or cuda.
         data_dir: Folder with the data set's published files.
     """
+    counts = Counts(samples, chains, temperatures, raise_images=0)
+    check_options(counts, images)
+    if chains < 1:
+        raise UsageError(f"--chains: expected at least 1, got {chains}")
     folder = Run.open(run)
     check_device(device)
-    seconds_at = {row["epoch"]: row["seconds"] for row in folder.metrics() if row["stage"] == "joint"}
-    done = {row["weights"]["file"] for row in folder.curve(split)}
-    names = [name for name in folder.kept() if name not in done]
-    if not names and not done:
+    if not folder.kept():
         raise UsageError(f"{folder.path}: keeps no weights along the way; train with --validation.keep EPOCHS")
-    splits = data.load(folder.config.data, data_dir)
-    x, counts = getattr(splits, split), Counts(samples, chains, temperatures, raise_images=0)
-    for name in names:
-        started, generator = time.monotonic(), torch.Generator(device).manual_seed(seed)
-        with Display() as display:
-            model = load(run, name).to(device)
-            evaluation = evaluate(model, x[:images], split, counts, generator=generator, report=display.share)
-        counted, seconds = (len(x[:images]), len(x)), time.monotonic() - started
-        epoch = int(name.removeprefix("joint-"))
-        record = evaluation_record(folder, name, evaluation, counted, seed, splits, seconds)
-        folder.append_curve(split, {"epoch": epoch, "seconds": seconds_at.get(epoch), **record})
-        say(f"{name}: {evaluation.likelihood.nll:.3f} ± {evaluation.likelihood.standard_error_monte_carlo or 0:.3f}")
-    say(f"written: {folder.curve_path(split)}")
+    with distributed.processes(device):
+        is_first = distributed.world().is_first
+        seconds_at = {row["epoch"]: row["seconds"] for row in folder.metrics() if row["stage"] == "joint"}
+        splits = data.load(folder.config.data, data_dir)
+        x = getattr(splits, split)
+        settings = {"images": len(x[:images]), **counts._asdict(), "seed": seed}
+        done = {row["weights"]["file"]: row for row in folder.curve(split) if row["settings"] == settings}
+        for name in folder.kept():
+            if name in done:
+                continue
+            started, generator = time.monotonic(), torch.Generator(device).manual_seed(seed)
+            with Display(quiet=not is_first) as display:
+                model = load(run, name).to(device)
+                evaluation = evaluate(model, x[:images], split, counts, generator=generator, report=display.share)
+            counted, seconds = (len(x[:images]), len(x)), time.monotonic() - started
+            epoch = int(name.removeprefix("joint-"))
+            record = evaluation_record(folder, name, evaluation, counted, seed, splits, seconds)
+            done[name] = {"epoch": epoch, "seconds": seconds_at.get(epoch), "settings": settings, **record}
+            if is_first:
+                folder.write_curve(split, list(done.values()))
+                say(f"{name}: {evaluation.likelihood.nll:.3f}")
+    if is_first:
+        say(f"written: {folder.curve_path(split)}")
 
 
 def check_device(device: str) -> None:

@@ -3,7 +3,8 @@
 ``cifar10``: 50,000 training images of 32x32 in five batches, of which the last 5,000 are for validation, and up to
 10,000 test images. The batches are found in a folder, in the binary layout (a record is a byte for the label and 3,072
 for red, green and blue planes), plain or xz-compressed, or in the published archive, which is downloaded if need be.
-They are read from the archive as a stream, and kept unpacked in the user's cache: 184 MB there and in memory.
+The archive is checked by its published SHA-256 and read as a stream; unpacked xz files are kept in the user's cache.
+In memory the images take 184 MB.
 """
 
 import hashlib
@@ -111,6 +112,10 @@ def _images(name: str, content: bytes) -> np.ndarray:
 def _from_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     """The batches in the published archive, which is read and not extracted."""
     found: dict[str, bytes] = {}
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != CIFAR10_SHA256:
+        raise DataError(f"{path}: expected SHA-256 {CIFAR10_SHA256}, found {digest}; fetch it again from {CIFAR10_URL}")
     try:
         with tarfile.open(path, "r|gz") as archive:
             for member in archive:

@@ -9,6 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+COLOUR = ("cifar10", "natural64", "images")
+"""Data sets whose pixels have 256 levels."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,6 +24,7 @@ class DataConfig(Section):
         "digits",
         description="data set; see `latentbits data`. images: your own, with --data-dir naming their folder or archive",
     )
+    damaged: Literal["skip", "refuse"] = Field("skip", description="what to do with a file of yours that is no picture")
     size: int = Field(32, ge=4, le=512, description="height and width that your own images are scaled and cropped to")
 
 
@@ -145,7 +149,9 @@ class JointConfig(Section):
         0.0, ge=0, le=1, description="probability that an image is moved by a pixel; it falls with the learning rate"
     )
     sleep: float = Field(
-        0.0, ge=0, description="weight of a sleep phase in the encoder's loss; crws has one of weight 1 by itself"
+        0.0,
+        ge=0,
+        description="weight of a sleep phase in vimco's encoder loss; crws has one of weight 1, whatever this is",
     )
     dreams: int = Field(
         0, ge=0, description="of the chains, drawn at random for each step, that dream in a sleep phase; 0 for all"
@@ -172,6 +178,8 @@ class JointConfig(Section):
         if (self.objective == "relaxed") != (self.samples == 1):
             expected = "1" if self.objective == "relaxed" else "at least 2"
             raise ValueError(f"samples: expected {expected} for objective {self.objective}, got {self.samples}")
+        if self.sleep and self.objective in ("relaxed", "iwae"):
+            raise ValueError(f"sleep: objective {self.objective} has no sleep phase; expected 0, got {self.sleep}")
         if self.first_samples == 1 or self.first_samples > self.samples:
             raise ValueError(
                 f"first_samples: expected 0, or between 2 and samples={self.samples}, got {self.first_samples}"
@@ -223,9 +231,17 @@ class Config(Section):
                 "model.prior=normal has no bits to pretrain: set autoencoder.epochs=0, rbm.cd_epochs=0, "
                 "rbm.pcd_epochs=0 and warm_start.epochs=0"
             )
-        if self.joint.epochs and (self.model.prior == "normal") != (self.joint.objective == "iwae"):
+        for name, stage in (("warm_start", self.warm_start), ("joint", self.joint)):
+            if stage.epochs and (self.model.prior == "normal") != (stage.objective == "iwae"):
+                raise ValueError(
+                    f"{name}.objective: expected iwae with model.prior=normal and another without, got "
+                    f"{stage.objective} with {self.model.prior}"
+                )
+            if stage.epochs and stage.centered and self.model.prior != "rbm":
+                raise ValueError(f"{name}.centered: is for model.prior=rbm, got {self.model.prior}")
+        if self.data.name in COLOUR and self.model.network != "resnet":
             raise ValueError(
-                f"joint.objective: expected iwae with model.prior=normal and another without, got "
-                f"{self.joint.objective} with {self.model.prior}"
+                f"model.network: expected resnet for {self.data.name}, whose pixels are not bits, got "
+                f"{self.model.network}"
             )
         return self

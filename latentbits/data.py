@@ -97,7 +97,8 @@ def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits
         return cifar10(path)
     if path is None:
         raise DataError(f"data.name={config.name}: is not downloaded; name its folder or archive with --data-dir")
-    return natural64(path) if config.name == "natural64" else images(path, config.size)
+    refuse = config.damaged == "refuse"
+    return natural64(path, refuse) if config.name == "natural64" else images(path, config.size, refuse)
 
 
 def _digits() -> Splits:

@@ -242,7 +242,7 @@ def evaluate(
     """
     check_counts(counts, len(x))
     prior = model if isinstance(model, RBM) else model.prior
-    x = x.to(prior.visible_bias.detach())
+    x = x.to(prior.visible_bias.device)
     annealing = _Annealing(schedule, generator, report, checkpoints)
     annealed = annealing.log_partition(prior, counts) if isinstance(prior, RBM) and counts.chains else None
     log_z = exact_log_partition(prior) or annealed
@@ -317,6 +317,7 @@ def _bound(
 ) -> _Bound:
     """L_K + log Z of data x (N, D), in parts that processes share out; an RBM over the data needs no samples."""
     if isinstance(model, RBM):
+        x = x.to(model.visible_bias.detach())
         log_f = -model.free_energy(x).double()
         return _Bound(0, log_f, torch.zeros_like(log_f), torch.zeros_like(log_f), x.expand(keep, -1, -1))
     key, (rank, processes) = draw_key(generator), distributed.world()
@@ -414,6 +415,6 @@ def quick_nll(
         assert isinstance(prior, RBM)
         estimate = ais(prior, config.ais_chains, config.ais_temperatures, generator)
         log_z = summarize_ais(estimate, config.ais_temperatures, "linear")
-    x = x[: config.images].to(prior.visible_bias)
+    x = x[: config.images]
     bound = _bound(model, x, config.samples, 0, generator)
     return -float(bound.log_p.mean() - log_z.value), log_z.standard_error

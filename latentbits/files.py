@@ -25,7 +25,8 @@ def fingerprint(*values: Any) -> str:
     digest = hashlib.sha256(repr(FORMAT).encode())
     for value in values:
         if isinstance(value, Tensor):
-            digest.update(repr(value.shape).encode() + value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(repr(value.shape).encode())
+            digest.update(value.detach().cpu().contiguous().numpy().data)
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()[:16]

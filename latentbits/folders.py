@@ -1,9 +1,10 @@
 """Data sets made of picture files: a folder, a tar or a zip archive of PNG and JPEG, and ``natural64``.
 
 Archives are read as streams and nothing is extracted. Each picture is turned as its camera says, converted to RGB,
-scaled and cropped about its center to a square; one at a time, so that beside the result (3 bytes a pixel) only one
-whole picture is in memory. Names that do not end as pictures do are passed over; what claims to be a picture and
-cannot be read, is truncated, or has more pixels than ``MOST_PIXELS`` is skipped and named, or refused.
+scaled and cropped about its center to a square, one at a time; the result is 3 bytes a pixel, twice while it is put
+together. Names that do not end as pictures do are passed over; what claims to be a picture and
+cannot be read, is truncated, or has more pixels than ``MOST_PIXELS`` is skipped and named in a warning, or refused, by
+``data.damaged``.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import io
 import tarfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +24,10 @@ from .splits import DataError, Form, Splits, make_splits
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 MOST_PIXELS = 50_000_000
+UNREADABLE = (
+    UnidentifiedImageError, OSError, ValueError, SyntaxError,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
 MOST_BYTES = 100_000_000
 NATURAL64_VALIDATION = 1000
 
@@ -56,10 +62,10 @@ def read_pictures(path: Path, size: int, refuse: bool = False) -> Pictures:
     for name, content in _files(path):
         try:
             found[name] = _square(content, size)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             if refuse:
                 raise DataError(
-                    f"{path}: {name} is no whole picture ({error}); remove it, or let such be skipped"
+                    f"{path}: {name} is no whole picture ({error}); remove it, or use --data.damaged skip"
                 ) from error
             skipped.append((name, str(error)))
     if not found:
@@ -87,12 +93,14 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
         else:
             with tarfile.open(path, "r|*") as archive:
                 for member in archive:
-                    file = archive.extractfile(member) if member.name.lower().endswith(ENDINGS) else None
+                    is_picture = member.isreg() and member.name.lower().endswith(ENDINGS)  # links are passed over
+                    file = archive.extractfile(member) if is_picture else None
                     if file is not None:
                         yield member.name, file.read(MOST_BYTES)
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a folder, a .tar or a .zip of pictures, found nothing there") from error
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        # zipfile raises RuntimeError for encrypted entries, and its NotImplementedError for unknown compression
         raise DataError(
             f"{path}: expected a folder, a .tar or a .zip of pictures, found a damaged one ({error})"
         ) from error
@@ -111,7 +119,7 @@ def _square(content: bytes, size: int) -> np.ndarray:
 
 
 def images(path: Path, size: int, refuse: bool = False) -> Splits:
-    """One's own pictures, split by a hash of each one's name, so that adding some moves none: 8 in 10 for training.
+    """One's own pictures, 8 in 10 for training, split by a hash of each one's name: adding some to a folder moves none.
 
     What is skipped is named in a warning.
 
@@ -137,9 +145,12 @@ def warn_of(pictures: Pictures, path: Path) -> None:
         warnings.warn(f"{path}: skipped {len(pictures.skipped)} files that are no whole pictures: {some}", stacklevel=2)
 
 
-def natural64(folder: Path) -> Splits:
+def natural64(folder: Path, refuse: bool = False) -> Splits:
     """Photographs of 64x64: ``train.tar``, the last 1,000 by name for validation, and ``val.tar`` for test."""
-    train, test = (read_pictures(folder / name, 64).images for name in ("train.tar", "val.tar"))
+    both = [read_pictures(folder / name, 64, refuse) for name in ("train.tar", "val.tar")]
+    for pictures, name in zip(both, ("train.tar", "val.tar"), strict=True):
+        warn_of(pictures, folder / name)
+    train, test = (pictures.images for pictures in both)
     if len(train) <= NATURAL64_VALIDATION:
         raise DataError(
             f"{folder / 'train.tar'}: expected more than {NATURAL64_VALIDATION:,} pictures, found {len(train):,}"

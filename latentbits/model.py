@@ -108,8 +108,12 @@ class LatentModel(nn.Module):
         self.encoder, self.decoder, self.prior, self.family = encoder, decoder, prior, family
 
     def _elements(self, x: Tensor) -> int:
-        """Size of the largest tensor that the decoder makes for one sample of a datum of x (B, D)."""
+        """Size of the largest tensor that is made for one sample of a datum of x (B, D)."""
         return max(x.shape[1], int(getattr(self.decoder, "elements", 0)))
+
+    def rows_at_once(self) -> int:
+        """How many rows of latents the decoder may take at once where no gradient is wanted."""
+        return max(1, ELEMENTS_PER_CHUNK // int(getattr(self.decoder, "elements", 1000)))
 
     def posterior(self, x: Tensor) -> Bits:
         """q(z | x) for data x (B, D), a distribution over bits (B, M)."""
@@ -229,7 +233,9 @@ class LatentModel(nn.Module):
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """The mean of p(x | z) for bits z (*, M), with shape (*, D)."""
-        return self.likelihood(z.to(self.prior.visible_bias)).mean
+        rows = z.to(self.prior.visible_bias).reshape(-1, z.shape[-1])
+        means = torch.cat([self.likelihood(part).mean for part in rows.split(self.rows_at_once())])
+        return means.reshape(*z.shape[:-1], means.shape[-1])
 
     @torch.no_grad()
     def sample(

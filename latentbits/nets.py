@@ -63,8 +63,8 @@ class Network(Protocol):
 
 
 def weight_matrices(net: nn.Module) -> list[Tensor]:
-    """The parameters of a network that are not biases."""
-    return [p for p in net.parameters() if p.dim() > 1]
+    """The parameters of a network that are not biases; of normalized weights the lengths, not the directions."""
+    return [p for name, p in net.named_parameters() if p.dim() > 1 and not name.endswith("original1")]
 
 
 def halvings(size: tuple[int, int], count: int) -> list[tuple[int, int]]:
@@ -235,7 +235,9 @@ class ResNetDecoder(nn.Module):
                 )
         self.blocks = nn.Sequential(*blocks, ACTIVATIONS[activation]())
         self.last = normalized(nn.Conv2d(maps[0], parameters or channels, 3, 1, 1), norm)
-        self.elements = 2 * max(m * h * w for m, (h, w) in zip(maps, sizes, strict=False))
+        # a mixture's log-probability makes a dozen tensors of a third of its parameters' size
+        largest = max(m * h * w for m, (h, w) in zip(maps, sizes, strict=False))
+        self.elements = max(2 * largest, 4 * parameters * height * width)
         self.offset = None if parameters else nn.Parameter(torch.zeros(channels * height * width))
 
     def forward(self, z: Tensor) -> Tensor:

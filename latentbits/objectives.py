@@ -179,6 +179,8 @@ def losses_of_samples(
     dreams: int = 0,
 ) -> Losses:
     """As :func:`joint_losses`, given posterior logits a (B, M) and samples z (K, B, M) from them."""
+    if objective not in ("vimco", "crws"):
+        raise ValueError(f"objective: expected vimco or crws, got {objective}")
     with torch.no_grad():
         log_w = model.log_joint(x, z, products) - Bits(a.detach()).log_prob(z)
         signal = (vimco if objective == "vimco" else wake)(log_w)
@@ -314,5 +316,6 @@ def sleep(model: LatentModel, z_negative: Tensor, generator: torch.Generator | N
             device = z_negative.device if generator is None else generator.device
             rows = torch.randint(len(z_negative), (dreams,), generator=generator, device=device)
             z_negative = z_negative[rows.to(z_negative.device)]
-        x_negative = model.likelihood(z_negative).sample(generator=generator)
+        parts = z_negative.split(model.rows_at_once())
+        x_negative = torch.cat([model.likelihood(z).sample(generator=generator) for z in parts])
     return model.posterior(x_negative).log_prob(z_negative).mean()

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .evaluate import IMAGES_AT_ONCE, Evaluation, Likelihood
-from .model import LatentModel
+from .model import GaussianModel, LatentModel
 from .progress import STAGE_TITLES
 from .rbm import RBM
 from .runs import Run, load
@@ -157,19 +158,26 @@ def comparison(runs: Sequence[Run], split: str) -> dict[str, Figure]:
 
     The runs' :meth:`~latentbits.Run.curve` has the points; time is that of training, with all stages.
     """
-    curves = {run.path.name: run.curve(split) for run in runs if run.curve(split)}
+    curves = [(label, rows) for run, label in zip(runs, labels(runs), strict=True) if (rows := run.curve(split))]
     figures = {}
     for x, title, scale in (("epoch", "epochs of stage 3", 1.0), ("seconds", "hours of training", 1 / 3600)):
         if not curves:
             break
-        first = next(iter(curves.values()))[0]["evaluation"]["likelihood"]
-        figure, axes = _axes(f"{split} NLL, K = {first['samples']:,}", title, "nats")
-        for color, (name, rows) in zip(itertools.cycle(COLORS), curves.items(), strict=False):
+        figure, axes = _axes(f"{split} NLL", title, "nats")
+        for color, (label, rows) in zip(itertools.cycle(COLORS), curves, strict=False):
             points = [(row[x] * scale, row["evaluation"]["likelihood"]["nll"]) for row in rows if row[x] is not None]
+            settings = sorted({f"K = {r['evaluation']['likelihood']['samples']:,}, {r['images']}" for r in rows})
+            name = f"{label} ({'; '.join(settings)})"
             axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=name)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, fontsize=7)
         figures[f"{split}-nll-against-{'epochs' if x == 'epoch' else 'hours'}"] = figure
     return figures
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its folder's, or the whole path where two have the same."""
+    names = [run.path.name for run in runs]
+    return [name if names.count(name) == 1 else str(run.path) for run, name in zip(runs, names, strict=True)]
 
 
 def write_comparison(runs: Sequence[Run], folder: Path) -> list[Path]:
@@ -186,7 +194,7 @@ def write_comparison(runs: Sequence[Run], folder: Path) -> list[Path]:
 def encoder_histogram(model: LatentModel, x: Tensor, title: str) -> Figure:
     """Histogram of the encoder's output, the bits' log-odds, on data x (N, D), as in the paper's Figure 5."""
     with torch.no_grad():
-        logits = model.encoder(x.float()).flatten().cpu().numpy()
+        logits = torch.cat([model.encoder(part.float()) for part in x.split(IMAGES_AT_ONCE)]).flatten().cpu().numpy()
     figure, axes = _axes(title, "log-odds", "share")
     edge = float(np.quantile(np.abs(logits), 0.995))
     axes.hist(
@@ -196,9 +204,10 @@ def encoder_histogram(model: LatentModel, x: Tensor, title: str) -> Figure:
 
 
 def over(above: Tensor, below: Tensor) -> Tensor:
-    """Images (N, D) in rows of ten, each over another's: (2 N, D)."""
-    pairs = torch.stack([above.view(-1, 10, above.shape[1]), below.view(-1, 10, below.shape[1])], 1)
-    return pairs.reshape(-1, above.shape[1])
+    """Images (N, D) in rows of ten, each over another's, the last row filled up with zeros: (2 N', D)."""
+    empty = -len(above) % 10
+    above, below = (F.pad(images, (0, 0, 0, empty)).view(-1, 10, images.shape[1]) for images in (above, below))
+    return torch.stack([above, below], 1).reshape(-1, above.shape[2])
 
 
 def reconstructions(model: LatentModel, x: Tensor) -> Tensor:
@@ -241,7 +250,8 @@ def write_pictures(run: Run, splits: Splits, folder: Path, gibbs_steps: int = 10
         )
         if isinstance(model, LatentModel):
             sheets["reconstructions"] = reconstructions(model, splits.valid[:50])
-            figures["encoder-output"] = encoder_histogram(model, splits.valid[:2000], "encoder's output, final")
+            if not isinstance(model, GaussianModel):
+                figures["encoder-output"] = encoder_histogram(model, splits.valid[:2000], "encoder's output, final")
             if (run.path / "autoencoder.safetensors").is_file():
                 pretrained = load(run.path, "autoencoder")
                 assert isinstance(pretrained, LatentModel)

@@ -171,10 +171,9 @@ class Run:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         return sorted(rows, key=lambda row: int(row["epoch"]))
 
-    def append_curve(self, split: str, row: Mapping[str, Any]) -> None:
-        """Add an evaluation of kept weights."""
-        with open(self.curve_path(split), "a") as stream:
-            stream.write(json.dumps(row) + "\n")
+    def write_curve(self, split: str, rows: list[dict[str, Any]]) -> None:
+        """Write the evaluations of the kept weights."""
+        write_atomically(self.curve_path(split), "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def _metrics_lines(self) -> list[str]:
         path = self.path / "metrics.jsonl"
@@ -204,7 +203,8 @@ def read_weights(path: Path, module: torch.nn.Module) -> None:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         module.load_state_dict(tensors)
     except FileNotFoundError as error:
-        raise RunError(f"{path}: not found; the run has not come so far") from error
+        there = ", ".join(sorted(other.stem for other in path.parent.glob("*.safetensors"))) or "none"
+        raise RunError(f"{path}: not found; the run has not come so far (weights there: {there})") from error
     except (SafetensorError, RuntimeError, OSError) as error:
         raise RunError(f"{path}: does not hold the weights of this run's model ({error})") from error
 
@@ -214,7 +214,8 @@ def load(path: Path | str, weights: str = "model") -> LatentModel | RBM:
 
     Arguments:
         path: The run folder.
-        weights: "model" for the weights that validation chose, or a stage's name for those at its end.
+        weights: "model" for the weights that validation chose, a stage's name for those at its end, or such as
+            "joint-0010" for those that were kept after an epoch.
 
     Raises:
         RunError: If there is no run, or it has not come so far.

@@ -18,6 +18,7 @@ import copy
 import hashlib
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,8 +87,9 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
 
     def validate(epoch: int) -> dict[str, float]:
-        with torch.no_grad():
-            hard = [model.likelihood(model.encode(x)).log_prob(x.float()) for x in splits.valid.split(IMAGES_AT_ONCE)]
+        at_once = min(IMAGES_AT_ONCE, model.rows_at_once())
+        with torch.no_grad(), evaluating(model):
+            hard = [model.likelihood(model.encode(x)).log_prob(x.float()) for x in splits.valid.split(at_once)]
         return {"reconstruction_hard_bits": -float(torch.cat(hard).mean())}
 
     for batch in session.batches("autoencoder", splits.train, config.epochs, config.batch_size, validate):
@@ -117,6 +119,17 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     session.display.note(f"posterior = sigmoid({scale:g} E(x)); validation NLL by scale: {table}")
 
 
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Let batch normalization use its running statistics, and leave them as they are."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig) -> tuple[float, dict[str, float]]:
     """The scale s of sigmoid(s E(x)) with the best validation NLL after a short stage 2, and the table."""
     splits, whole = session.splits, session.config
@@ -125,12 +138,12 @@ def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig
         return scales[0], {}
     quick = ValidationConfig(images=1000, samples=100, ais_chains=500, ais_temperatures=500)
     x = splits.train[:CALIBRATION_IMAGES]
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         logits = torch.cat([model.encoder(part.float()) for part in x.split(IMAGES_AT_ONCE)])
     table: dict[str, float] = {}
     for scale in scales:
         session.display.note(f"trying posterior = sigmoid({scale:g} E(x)) with a short stage 2")
-        trial = copy.deepcopy(model)
+        trial = copy.deepcopy(model).eval()
         trial.prior = build_prior_like(model.prior, whole.seed)
         cast(Network, trial.encoder).scale_output(scale)
         fit_prior_briefly(trial.prior, scale * logits, whole)
@@ -203,7 +216,7 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
     def draw(x: Tensor) -> Tensor:
         if isinstance(model, RBM):
             return x.float()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             return model.posterior(x.float()).sample(generator=state.generator)
 
     if state.step == 0:
@@ -235,16 +248,15 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
 def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float | None]:
     """The quick validation NLL every so many epochs and after the last; keeps the best weights."""
     config, state, splits = session.config, session.state, session.splits
+    if config.validation.keep and state.stage == "joint" and epoch % config.validation.keep == 0:
+        with evaluating(state.evaluated):
+            fit_prior_base(state.evaluated, splits.train)
+        session.save_weights(f"joint-{epoch:04d}", {"stage": "joint", "step": str(state.step)})
     if epoch % config.validation.every and epoch != epochs:
         return {}
-    state.evaluated.eval()
-    nll, error = quick_nll(state.evaluated, splits.valid, splits.train, config.validation, config.seed)
-    state.evaluated.train()
+    with evaluating(state.evaluated):
+        nll, error = quick_nll(state.evaluated, splits.valid, splits.train, config.validation, config.seed)
     session.consider(nll)
-    if config.validation.keep and state.stage == "joint" and epoch % config.validation.keep == 0:
-        session.save_weights(
-            f"joint-{epoch:04d}", {"stage": "joint", "step": str(state.step), "valid_nll": f"{nll:.4f}"}
-        )
     return {"valid_nll": nll, "log_partition_error": error}
 
 
@@ -267,7 +279,7 @@ def stage_losses(
         return iwae_losses(model, x, samples, config.backward_samples, config.dropout, generator, products)
     return joint_losses(
         model, x, z_negative, config.objective, samples, config.backward_samples,
-        config.dropout, generator, products, config.sleep, config.dreams,
+        config.dropout, generator, products, config.sleep, -(-config.dreams // distributed.world().size),
     )  # fmt: skip
 
 
@@ -384,7 +396,10 @@ def train(
     state, is_first = new_state(config, splits), distributed.world().is_first
     begins = folder is None or not folder.checkpoint.is_file()
     if begins and config.weights:
-        read_weights(Path(config.weights), state.model)
+        try:
+            read_weights(Path(config.weights), state.model)
+        except RunError as error:
+            raise RunError(f"--weights: expected a file of weights of such a model ({error})") from error
     if folder is None:
         folder = Run.create(run, config) if is_first else Run(run)
     with folder.lock() if is_first else contextlib.nullcontext(), Display(quiet or not is_first) as display:
@@ -418,6 +433,8 @@ def check_shares(config: Config) -> None:
         for name in ("batch_size", "chains")
         if (value := getattr(getattr(config, section), name, 0)) % processes
     ]
+    if processes > 1 and config.model.network == "resnet" and config.model.norm == "batch":
+        problems.append("model.norm: batch normalization is for one process; expected weight or none")
     if problems:
         raise RunError("\n".join(problems))
 
@@ -499,7 +516,8 @@ def end_stage(session: Session, stage: str) -> None:
     """Keep the stage's last weights, and enter the next stage in a checkpoint."""
     state = session.state
     if isinstance(state.evaluated, LatentModel):
-        fit_prior_base(state.evaluated, session.splits.train)
+        with evaluating(state.evaluated):
+            fit_prior_base(state.evaluated, session.splits.train)
     session.save_weights(stage)
     state.stage = (*STAGES, FINISHED)[STAGES.index(stage) + 1]
     state.step, state.totals = 0, {}

@@ -9,7 +9,7 @@ from PIL import Image
 import latentbits as lb
 from latentbits.cli import main, parse_train
 from latentbits.recipes import RECIPES
-from latentbits.report import nearest
+from latentbits.report import labels, nearest, over
 from latentbits.runs import Run
 
 TINY = (
@@ -221,7 +221,7 @@ def test_a_curve_of_kept_weights_is_evaluated_once_and_drawn(tmp_path, capsys):
     assert row["seconds"] == Run(runs[0]).metrics()[-1]["seconds"]
     assert 10 < row["evaluation"]["likelihood"]["nll"] < 64
     before = Run(runs[0]).curve_path("test").read_bytes()
-    assert main(["curve", str(runs[0]), "--split", "test"]) == 0  # all have a line
+    assert main(["curve", str(runs[0]), "--split", "test", *counts]) == 0  # all have a line
     assert Run(runs[0]).curve_path("test").read_bytes() == before
     assert main(["report", str(runs[0]), str(runs[1]), "--gibbs-steps", "2"]) == 0
     printed = capsys.readouterr().out
@@ -230,11 +230,16 @@ def test_a_curve_of_kept_weights_is_evaluated_once_and_drawn(tmp_path, capsys):
             assert picture.width > 500
         assert name in printed
     assert not (runs[0] / "report" / "valid-nll-against-epochs.png").exists()
+    counts[counts.index("--images") + 1] = "30"
+    assert main(["curve", str(runs[0]), "--split", "test", *counts]) == 0  # other settings: evaluated anew
+    assert [row["settings"]["images"] for row in Run(runs[0]).curve("test")] == [30, 30]
 
 
 def test_a_curve_needs_kept_weights(run, capsys):
     assert main(["curve", str(run)]) == 2
     assert "train with --validation.keep EPOCHS" in capsys.readouterr().err
+    assert main(["curve", str(run), "--samples", "0", "--chains", "0", "--images", "0"]) == 2
+    assert "--samples: expected at least 1, got 0\nerror: --images:" in capsys.readouterr().err
 
 
 def test_a_pretrained_model_is_sampled_by_its_name(run, tmp_path, monkeypatch, capsys):
@@ -251,6 +256,17 @@ def test_a_pretrained_model_is_sampled_by_its_name(run, tmp_path, monkeypatch, c
     assert "expected a run folder or --pretrained NAME" in capsys.readouterr().err
     with pytest.raises(lb.RunError, match="expected one of tiny, got 'none'"):
         lb.load_pretrained("none")
+
+
+def test_runs_are_told_apart_by_their_folders():
+    assert labels([Run("a/run"), Run("b/other")]) == ["run", "other"]
+    assert labels([Run("a/run"), Run("b/run"), Run("c")]) == ["a/run", "b/run", "c"]
+
+
+def test_rows_of_ten_are_filled_up():
+    above, below = torch.ones(13, 4), torch.full((13, 4), 2.0)
+    rows = over(above, below).view(4, 10, 4)[..., 0]
+    assert rows.sum(1).tolist() == [10.0, 20.0, 3.0, 6.0]
 
 
 def test_nearest_images_are_found_over_all_parts():

@@ -177,20 +177,21 @@ def write_batches(batches, folder, suffix):
         (folder / (name + suffix)).write_bytes(lzma.compress(content) if suffix else content)
 
 
-def write_archive(batches, path):
+def write_archive(batches, path, monkeypatch):
     with tarfile.open(path, "w:gz") as archive:
         for name, records in batches.items():
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             member.size = records.size
             archive.addfile(member, io.BytesIO(records.tobytes()))
+    monkeypatch.setattr(colour, "CIFAR10_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize("layout", ["plain", "xz", "archive"])
-def test_cifar10_in_each_layout(tmp_path, small_cifar, layout):
+def test_cifar10_in_each_layout(tmp_path, small_cifar, layout, monkeypatch):
     folder = tmp_path / "data"
     folder.mkdir()
     if layout == "archive":
-        write_archive(small_cifar, folder / colour.CIFAR10_ARCHIVE)
+        write_archive(small_cifar, folder / colour.CIFAR10_ARCHIVE, monkeypatch)
     else:
         write_batches(small_cifar, folder, ".xz" if layout == "xz" else "")
     for _ in range(2):  # the second time from the cache
@@ -231,15 +232,18 @@ def test_what_is_wrong_with_cifar10_is_named(tmp_path, small_cifar):
         data.load("cifar10", folder)
 
 
-def test_a_damaged_cifar10_archive_is_named(tmp_path, small_cifar):
+def test_a_damaged_cifar10_archive_is_named(tmp_path, small_cifar, monkeypatch):
     folder = tmp_path / "data"
     folder.mkdir()
     path = folder / colour.CIFAR10_ARCHIVE
     path.write_bytes(b"no archive")
+    with pytest.raises(DataError, match="expected SHA-256 c4a38c50"):
+        data.load("cifar10", folder)
+    monkeypatch.setattr(colour, "CIFAR10_SHA256", hashlib.sha256(b"no archive").hexdigest())
     with pytest.raises(DataError, match="expected the published archive, found a damaged one"):
         data.load("cifar10", folder)
     del small_cifar["test_batch.bin"]
-    write_archive(small_cifar, path)
+    write_archive(small_cifar, path, monkeypatch)
     with pytest.raises(DataError, match=r"archive with test_batch.bin, which are not in it"):
         data.load("cifar10", folder)
 

@@ -99,16 +99,17 @@ def test_what_is_no_whole_picture_is_skipped_and_named_or_refused(tmp_path, file
         folders.images(path, 8)
 
 
-def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    """A picture whose header claims billions of pixels: refused by the header."""
+@pytest.mark.parametrize("side", [8_000, 10_000, 60_000])  # more than MOST_PIXELS; Pillow's warning; Pillow's error
+def test_a_bomb_is_not_unpacked(tmp_path, side):
+    """A picture whose header claims too many pixels: refused by the header."""
     header = bytearray(encoded(random_pixels(0)))
-    header[16:24] = (60_000).to_bytes(4, "big") * 2
+    header[16:24] = side.to_bytes(4, "big") * 2
     path = write({"bomb.png": bytes(header)}, tmp_path / "folder")
     with pytest.raises(DataError, match=r"found none; 1 could not be read, such as bomb.png"):
         folders.read_pictures(path, 8)
 
 
-@pytest.mark.parametrize("name", ["none.tar", "torn.tar", "torn.zip", "empty"])
+@pytest.mark.parametrize("name", ["none.tar", "torn.tar", "torn.zip", "bad.zip", "locked.zip", "empty"])
 def test_a_missing_or_damaged_place_is_named(tmp_path, files, name):
     path = tmp_path / name
     if name == "torn.tar":
@@ -117,6 +118,20 @@ def test_a_missing_or_damaged_place_is_named(tmp_path, files, name):
     elif name == "torn.zip":
         whole = write(files, path).read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
+    elif name == "bad.zip":  # a compressed stream that is none
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.png", bytes(1000))
+            start = archive.infolist()[0].header_offset + 30 + len("a.png")
+        content = bytearray(path.read_bytes())
+        content[start : start + 4] = b"\xff" * 4
+        path.write_bytes(bytes(content))
+    elif name == "locked.zip":
+        write(files, path)
+        path.write_bytes(
+            path.read_bytes()
+            .replace(b"PK\x03\x04\x14\x00\x00", b"PK\x03\x04\x14\x00\x01")
+            .replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01")
+        )
     elif name == "empty":
         path.mkdir()
     with pytest.raises(DataError, match=rf"{name}: expected"):
@@ -155,3 +170,18 @@ def test_natural64_takes_its_validation_from_the_end(tmp_path, files, monkeypatc
     monkeypatch.setattr(folders, "NATURAL64_VALIDATION", 60)
     with pytest.raises(DataError, match="expected more than 60 pictures, found 60"):
         data.load("natural64", tmp_path)
+
+
+def test_links_in_a_tar_are_passed_over(tmp_path, files):
+    path = write(files, tmp_path / "all.tar")
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert folders.read_pictures(path, 8).names == sorted(files)
+
+
+def test_damaged_pictures_are_refused_where_asked(tmp_path, files):
+    path = write(files | {"torn.png": files["000.png"][:40]}, tmp_path / "folder")
+    with pytest.raises(DataError, match=r"torn.png is no whole picture .* use --data.damaged skip"):
+        data.load(DataConfig(name="images", size=8, damaged="refuse"), path)

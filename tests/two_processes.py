@@ -15,6 +15,7 @@ from latentbits.distributions import Bits
 from latentbits.evaluate import Counts, evaluate
 from latentbits.model import build
 from latentbits.objectives import losses_of_samples
+from latentbits.splits import Form
 from latentbits.train import train
 
 
@@ -25,7 +26,7 @@ def seeded(seed):
 
 def small_model():
     """A model over 12 pixels with 6 bits, and 40 data of it."""
-    model = build(ModelConfig(layers=(8,), latent=6, hidden=5), 12, seeded(0))
+    model = build(ModelConfig(layers=(8,), latent=6, hidden=5), Form(1, 3, 4), seeded(0))
     assert isinstance(model, LatentModel)
     return model, torch.bernoulli(torch.full((40, 12), 0.4), generator=seeded(1))
 
