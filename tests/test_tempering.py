@@ -236,3 +236,26 @@ def test_arguments_are_named():
     for call in (lambda prior: tempering_schedule(prior, 3), lambda prior: parallel_tempering(prior, None, BETAS, 1)):
         with pytest.raises(TypeError, match="for an RBM, got BernoulliPrior"):
             call(BernoulliPrior(4))
+
+
+def test_without_a_generator_the_default_one_serves():
+    rbm = random_rbm(4, 3)
+    z = torch.zeros(3, 20, 4)
+    betas = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    torch.manual_seed(5)
+    first, _ = parallel_tempering(rbm, z, betas, 3)
+    torch.manual_seed(5)
+    same, _ = parallel_tempering(rbm, z, betas, 3)
+    other, _ = parallel_tempering(rbm, z, betas, 3)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("temperatures", "shape"), [(1, (6, 4)), (2, (6, 2, 4))])
+def test_chains_are_tempered_from_two_temperatures_on(temperatures, shape):
+    rbm = random_rbm(4, 3)
+    rbm.fit_base(torch.full((4,), 0.5), 100)
+    chains = Chains.begin(rbm, torch.zeros(6, 4), temperatures, seeded(0))
+    assert chains.z.shape == shape
+    assert (chains.tempering is None) == (temperatures == 1)
+    assert chains.advance(rbm, 2, seeded(1)).shape == (6, 4)
