@@ -88,6 +88,23 @@ def _vary(config: Config, recipe: str, **sections: dict[str, Any]) -> Config:
     return Config.model_validate(values | {"recipe": recipe})
 
 
+def mnist_mlp_best() -> Config:
+    """The same networks and objective, with what was found to help: moved images, K that rises, more epochs."""
+    return _vary(
+        mnist_mlp(),
+        "mnist-mlp-best",
+        # the gap between training and validation after stage 2 falls from 3.1 to 1.9 nats; see docs/results.md
+        autoencoder={"shift": 0.5, "scales": (1.0,)},
+        rbm={"cd_epochs": 4, "pcd_epochs": 4},  # short: stage 3 goes on with the prior
+        joint={
+            "epochs": 140,
+            "first_samples": 10,  # an epoch costs two thirds of one with K = 50 while the rates are high
+            "shift": 0.5,
+        },
+        validation={"keep": 10},
+    )
+
+
 NO_PRETRAINING: dict[str, dict[str, Any]] = {"autoencoder": {"epochs": 0}, "rbm": {"cd_epochs": 0, "pcd_epochs": 0}}
 
 
