@@ -367,3 +367,34 @@ def test_as_many_dream_as_are_asked_to(model):
         joint_losses(model, x, z, "crws", K, generator=seeded(4), dreams=dreams).encoder for dreams in (1, 0)
     )
     assert not torch.equal(few, all_of_them)
+
+
+def test_without_a_generator_the_default_one_serves(model, x):
+    weights, z = torch.full((6, 40), 1 / 6), torch.ones(50, M)
+    for function in (
+        lambda: resample(weights, 3),
+        lambda: sleep(model, z, dreams=20),
+        lambda: joint_losses(model, x.repeat(20, 1), z, "vimco", 4, 2).decoder,
+    ):
+        results = []
+        for global_seed in (1, 1, 2):
+            torch.manual_seed(global_seed)
+            results.append(function())
+        assert torch.equal(results[0], results[1])
+        assert not torch.equal(results[0], results[2])
+
+
+def test_an_unknown_objective_is_refused(model, x):
+    with pytest.raises(ValueError, match="objective: expected vimco or crws, got elbo"):
+        joint_losses(model, x, torch.ones(4, M), "elbo", K)
+
+
+def test_all_chains_dream_unless_asked_otherwise(model, x):
+    arguments = (model, x, torch.rand(30, M, generator=seeded(2)).round(), "crws", K)
+    by_default = joint_losses(*arguments, generator=seeded(4)).encoder
+    assert torch.equal(by_default, joint_losses(*arguments, generator=seeded(4), dreams=0).encoder)
+    a = model.encoder(x)
+    z = Bits(a.detach()).sample((K,), seeded(0))
+    given = (model, x, a, z, arguments[2], "crws")
+    by_default = losses_of_samples(*given, generator=seeded(4)).encoder
+    assert torch.equal(by_default, losses_of_samples(*given, generator=seeded(4), dreams=0).encoder)

@@ -252,3 +252,16 @@ def test_normal_prior_draws_from_its_generator_and_has_nothing_to_save():
     assert torch.equal(first, prior.sample(4, seeded(1)))
     assert prior.state_dict() == {}
     assert prior.log_partition().dtype == torch.float64
+
+
+def test_nothing_of_a_normal_prior_is_trained():
+    assert float(NormalPrior(3).log_partition_surrogate(torch.ones(5, 3))) == 0.0
+
+
+def test_without_a_generator_the_default_one_serves(model):
+    results = []
+    for global_seed in (1, 1, 2):
+        torch.manual_seed(global_seed)
+        results.append(relaxed_losses(model, X, torch.ones(5, M), 0.5).decoder)
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
