@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from .fused import bernoulli, bernoulli_log_prob, softplus_sum
+from .fused import bernoulli, bernoulli_log_prob, softplus_sum, standard_normal, uniform
 
 
 class Bits(Independent[Bernoulli]):
@@ -52,12 +52,6 @@ class DiagonalNormal(Independent[Normal]):
         """Latents with shape (*sample_shape, *, M), without gradient."""
         noise = standard_normal((*sample_shape, *self.loc.shape), self.loc, generator)
         return (self.loc + self.scale * noise).detach()
-
-
-def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal numbers of the type and on the device of another tensor."""
-    device = like.device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 class LogisticMixture(Distribution):
@@ -129,8 +123,7 @@ class LogisticMixture(Distribution):
     def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
         """Images as levels 0 to 255, with shape (*sample_shape, *, D)."""
         shape = (*sample_shape, *self.logits.shape)
-        device = self.logits.device if generator is None else generator.device
-        u = torch.rand(shape, generator=generator, device=device).to(self.logits).clamp(1e-6, 1 - 1e-6)
+        u = uniform(shape, self.logits, generator).clamp(1e-6, 1 - 1e-6)
         chosen = (self.logits - (-u.log()).log()).argmax(-3, keepdim=True)  # Gumbel's trick
         levels: list[Tensor] = []
         for channel in range(self.channels):
@@ -138,7 +131,7 @@ class LogisticMixture(Distribution):
             pairs = {1: [(0, 0)], 2: [(1, 0), (2, 1)]}.get(channel, [])  # which coefficient, on which channel
             for number, earlier in pairs:
                 m = m + self._of(self.coefficients.select(-4, number), chosen) * levels[earlier]
-            u = torch.rand(m.shape, generator=generator, device=device).to(m).clamp(1e-6, 1 - 1e-6)
+            u = uniform(m.shape, m, generator).clamp(1e-6, 1 - 1e-6)
             x = m + s.exp() * torch.logit(u)
             levels.append(((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1)
         x = torch.cat(levels, -3)

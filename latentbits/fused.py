@@ -250,3 +250,18 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
     if not is_on_cpu(x, logits) or x.requires_grad:
         return (x * logits).sum(-1) - F.softplus(logits).sum(-1)
     return cast(Tensor, _BernoulliLogProb.apply(x, logits))
+
+
+def generator_device(generator: torch.Generator | None, like: Tensor) -> torch.device:
+    """Where a generator draws: its own device, or that of a tensor (*) if it is None and the default one serves."""
+    return like.device if generator is None else generator.device
+
+
+def uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Numbers uniform on [0, 1), with the given shape, of the type and on the device of another tensor (*)."""
+    return torch.rand(*shape, generator=generator, device=generator_device(generator, like)).to(like)
+
+
+def standard_normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal numbers, with the given shape, of the type and on the device of another tensor (*)."""
+    return torch.randn(*shape, generator=generator, device=generator_device(generator, like)).to(like)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .distributions import Bits, DiagonalNormal, LogisticMixture
+from .fused import generator_device
 from .nets import MLP, ResNetDecoder, ResNetEncoder
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .splits import Form
@@ -85,10 +86,6 @@ def over_samples(function: Callable[[Tensor], Tensor], z: Tensor, elements: int)
     """
     parts = z.split(max(1, ELEMENTS_PER_SCORING // elements))
     return torch.cat([function(part) for part in parts])
-
-
-def _device(generator: torch.Generator | None, x: Tensor) -> torch.device:
-    return x.device if generator is None else generator.device
 
 
 class LatentModel(nn.Module):
@@ -216,7 +213,9 @@ class LatentModel(nn.Module):
             log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(0))
             if keep:
                 # each slot takes a draw from this chunk with the chunk's share of the weight so far
-                u = torch.rand(2, keep, B, generator=generator, dtype=torch.float64, device=_device(generator, x))
+                u = torch.rand(
+                    2, keep, B, generator=generator, dtype=torch.float64, device=generator_device(generator, x)
+                )
                 u = u.to(x.device)
                 cumulative = (log_w - log_chunk).exp().cumsum(0).T.contiguous()
                 index = torch.searchsorted(cumulative, u[0].T.contiguous() * cumulative[:, -1:], right=True)

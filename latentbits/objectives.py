@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distributions import Bits, standard_normal
-from .fused import bernoulli
+from .distributions import Bits
+from .fused import bernoulli, generator_device, standard_normal, uniform
 from .model import GaussianModel, LatentModel, Products
 
 
@@ -98,12 +98,25 @@ def resample(weights: Tensor, count: int, generator: torch.Generator | None = No
         Indices into the K samples, with shape (S, B).
     """
     K, B = weights.shape
-    device = weights.device if generator is None else generator.device
+    device = generator_device(generator, weights)
     u = torch.rand(B, 1, generator=generator, device=device, dtype=torch.float64).to(weights.device)
     positions = (u + torch.arange(count, device=weights.device)) / count
     cumulative = weights.double().cumsum(0).T.contiguous()
     cumulative = cumulative / cumulative[:, -1:]
     return torch.searchsorted(cumulative, positions, right=True).clamp(max=K - 1).T
+
+
+def choose(weights: Tensor, samples: Tensor, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """What goes backward of samples (K, B, M) with normalised weights (K, B), and the weights that it has there.
+
+    With a count S, so many of them resampled, (S, B, M) with weights 1 / S, which leaves a weighted sum's gradient
+    unbiased; with 0 all of them.
+    """
+    if not count:
+        return samples, weights
+    index = resample(weights, count, generator)
+    kept = samples.gather(0, index[:, :, None].expand(-1, -1, samples.shape[2]))
+    return kept, torch.full_like(index, 1, dtype=weights.dtype) / count
 
 
 class Losses(NamedTuple):
@@ -184,12 +197,7 @@ def losses_of_samples(
     with torch.no_grad():
         log_w = model.log_joint(x, z, products) - Bits(a.detach()).log_prob(z)
         signal = (vimco if objective == "vimco" else wake)(log_w)
-        if backward_samples:
-            index = resample(signal.weights, backward_samples, generator)
-            z_kept = z.gather(0, index[:, :, None].expand(-1, -1, z.shape[2]))
-            weights = torch.full_like(index, 1, dtype=a.dtype) / backward_samples
-        else:
-            z_kept, weights = z, signal.weights
+        z_kept, weights = choose(signal.weights, z, backward_samples, generator)
 
     s = signal.encoder_signal
     s_z = torch.einsum("kb,kbm->bm", s, z)
@@ -233,8 +241,7 @@ def relaxed_losses(
     """
     with products():
         a = model.encoder(drop(x, dropout, generator))
-    device = a.device if generator is None else generator.device
-    u = torch.rand(a.shape, generator=generator, device=device).to(a).clamp(min=1e-6)
+    u = uniform(a.shape, a, generator).clamp(min=1e-6)
     zeta = torch.sigmoid((a + torch.logit(u)) / relaxation)
     with products():
         p_x = model.likelihood(zeta)
@@ -278,11 +285,7 @@ def iwae_losses(
         z = q.loc + q.scale * noise
         log_w = model.log_joint(x, z, products) - q.log_prob(z)
         weights = log_w.softmax(0)
-    kept = weights
-    if backward_samples:
-        index = resample(weights, backward_samples, generator)
-        noise = noise.gather(0, index[:, :, None].expand(-1, -1, noise.shape[2]))
-        kept = torch.full_like(index, 1, dtype=weights.dtype) / backward_samples
+    noise, kept = choose(weights, noise, backward_samples, generator)
     z = q.loc + q.scale * noise
     log_w_kept = model.log_joint(x, z, products) - q.log_prob(z)
     return Losses(
@@ -313,7 +316,7 @@ def sleep(model: LatentModel, z_negative: Tensor, generator: torch.Generator | N
     """
     with torch.no_grad():
         if dreams:
-            device = z_negative.device if generator is None else generator.device
+            device = generator_device(generator, z_negative)
             rows = torch.randint(len(z_negative), (dreams,), generator=generator, device=device)
             z_negative = z_negative[rows.to(z_negative.device)]
         parts = z_negative.split(model.rows_at_once())

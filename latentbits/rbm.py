@@ -21,8 +21,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distributions import Bits, standard_normal
-from .fused import bernoulli, softplus_sum
+from .distributions import Bits
+from .fused import bernoulli, softplus_sum, standard_normal
 
 MOST_UNITS_TO_ENUMERATE = 25
 _STATES_PER_CHUNK = 2**14
@@ -39,7 +39,19 @@ def all_states(units: int, first: int, last: int, like: Tensor) -> Tensor:
     return ((index[:, None] >> torch.arange(units, device=like.device)) & 1).to(like.dtype)
 
 
-class RBM(nn.Module):
+class Energy(nn.Module):
+    """A density known by its free energy, p(z) = exp(-F(z)) / Z."""
+
+    def free_energy(self, z: Tensor) -> Tensor:
+        """F(z) of latents z (*, M), in nats, with shape (*)."""
+        raise NotImplementedError
+
+    def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
+        """log p(z) = -F(z) - log Z of latents z (*, M), in nats, with shape (*)."""
+        return -self.free_energy(z) - log_partition
+
+
+class RBM(Energy):
     r"""A restricted Boltzmann machine.
 
     Arguments:
@@ -148,10 +160,6 @@ class RBM(nn.Module):
             total = torch.logaddexp(total, (s @ b + softplus_sum(c + s @ W)).logsumexp(0))
         return total
 
-    def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
-        """log p(z) = -F(z) - log Z of bits z (*, M), in nats, with shape (*)."""
-        return -self.free_energy(z) - log_partition
-
     def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
         """A scalar whose gradient estimates that of log Z from model samples z (N, M) (Eq. 5)."""
         return -self.free_energy(z_negative).mean()
@@ -208,16 +216,10 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-class BernoulliPrior(nn.Module):
-    """Independent bits with the interface of an RBM: what is the RBM worth?
+class FactorizedPrior(Energy):
+    """Independent latents, without hidden units."""
 
-    Attributes:
-        visible_bias: b, with shape (M,). F(z) = -z·b and log Z = sum_i softplus(b_i), exactly.
-    """
-
-    def __init__(self, visible: int) -> None:
-        super().__init__()
-        self.visible_bias = nn.Parameter(torch.zeros(visible))
+    visible_bias: Tensor
 
     @property
     def visible(self) -> int:
@@ -228,6 +230,18 @@ class BernoulliPrior(nn.Module):
         """0: there are none."""
         return 0
 
+
+class BernoulliPrior(FactorizedPrior):
+    """Independent bits with the interface of an RBM: what is the RBM worth?
+
+    Attributes:
+        visible_bias: b, with shape (M,). F(z) = -z·b and log Z = sum_i softplus(b_i), exactly.
+    """
+
+    def __init__(self, visible: int) -> None:
+        super().__init__()
+        self.visible_bias = nn.Parameter(torch.zeros(visible))
+
     def free_energy(self, z: Tensor) -> Tensor:
         """F(z) = -z·b of bits z (*, M), in nats, with shape (*)."""
         return -(z @ self.visible_bias)
@@ -235,10 +249,6 @@ class BernoulliPrior(nn.Module):
     def log_partition(self) -> Tensor:
         """Exact log Z, in nats; a float64 scalar."""
         return F.softplus(self.visible_bias.detach().double()).sum()
-
-    def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
-        """log p(z) of bits z (*, M), in nats, with shape (*)."""
-        return -self.free_energy(z) - log_partition
 
     def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
         """log Z itself, a scalar with the exact gradient; samples (N, M) are not needed."""
@@ -254,7 +264,7 @@ class BernoulliPrior(nn.Module):
         return bernoulli(self.visible_bias.expand(n, -1), generator)
 
 
-class NormalPrior(nn.Module):
+class NormalPrior(FactorizedPrior):
     """A standard normal over continuous latents, with the interface of an RBM: IWAE's prior.
 
     Attributes:
@@ -263,17 +273,7 @@ class NormalPrior(nn.Module):
 
     def __init__(self, visible: int) -> None:
         super().__init__()
-        self.visible_bias: Tensor
         self.register_buffer("visible_bias", torch.zeros(visible), persistent=False)
-
-    @property
-    def visible(self) -> int:
-        return self.visible_bias.shape[0]
-
-    @property
-    def hidden(self) -> int:
-        """0: there are none."""
-        return 0
 
     def free_energy(self, z: Tensor) -> Tensor:
         """F(z) = z·z / 2 of latents z (*, M), in nats, with shape (*)."""
@@ -282,10 +282,6 @@ class NormalPrior(nn.Module):
     def log_partition(self) -> Tensor:
         """Exact log Z, in nats; a float64 scalar."""
         return self.visible_bias.new_tensor(self.visible * math.log(2 * math.pi) / 2, dtype=torch.float64)
-
-    def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
-        """log p(z) = -F(z) - log Z of latents z (*, M), in nats, with shape (*)."""
-        return -self.free_energy(z) - log_partition
 
     def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
         """0: nothing is trained."""

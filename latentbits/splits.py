@@ -11,6 +11,7 @@ import pooch
 import torch
 from torch import Tensor
 
+from .fused import generator_device
 from .rbm import clamp_means
 
 
@@ -114,7 +115,7 @@ def shift(x: Tensor, form: Form, probability: float, generator: torch.Generator 
     if not probability:
         return x
     B, (C, H, W) = len(x), form.image
-    device = x.device if generator is None else generator.device
+    device = generator_device(generator, x)
     moved = torch.rand(B, generator=generator, device=device) < probability
     where = torch.randint(8, (B,), generator=generator, device=device)
     where = torch.where(moved, where + (where >= 4), 4).to(x.device)[:, None]  # of the nine, 4 stays
