@@ -19,7 +19,7 @@ from .gibbs import gibbs, random_bits
 from .model import GaussianModel, LatentModel
 from .objectives import Signal, resample, vimco, wake
 from .rbm import RBM, BernoulliPrior, NormalPrior
-from .runs import PRETRAINED, Run, RunError, load, load_pretrained
+from .runs import Run, RunError, load, load_pretrained, pretrained_names
 from .session import TrainingError
 from .splits import DataError, Splits
 from .tempering import parallel_tempering, sample_prior, tempering_schedule
@@ -28,7 +28,6 @@ from .train import train
 __version__ = "0.1.0"
 
 __all__ = [
-    "PRETRAINED",
     "RBM",
     "AISEstimate",
     "BernoulliPrior",
@@ -55,6 +54,7 @@ __all__ = [
     "load_data",
     "load_pretrained",
     "parallel_tempering",
+    "pretrained_names",
     "raise_log_prob",
     "random_bits",
     "recipes",

@@ -26,7 +26,7 @@ from .progress import Display
 from .rbm import RBM
 from .recipes import RECIPES
 from .records import evaluation_record, keep_evaluation
-from .runs import PRETRAINED, Run, load, pretrained_path
+from .runs import Run, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .splits import DataError, cache_dir
 from .train import train
@@ -337,7 +337,7 @@ def sample_run(
     if (run is None) == (pretrained is None):
         raise UsageError("sample: expected a run folder or --pretrained NAME, one of the two")
     if pretrained is not None:
-        lookup(pretrained, dict.fromkeys(PRETRAINED), "--pretrained")
+        lookup(pretrained, dict.fromkeys(pretrained_names()), "--pretrained")
     folder = Run.open(run) if run is not None else Run.open(pretrained_path(str(pretrained)))
     path = out or (folder.path / "samples.png" if run is not None else Path(f"{pretrained}-samples.png"))
     check_output(path, overwrite)

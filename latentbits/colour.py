@@ -14,15 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pooch
 
-from .progress import DownloadBar
-from .splits import DataError, Form, Splits, cache_dir, make_splits, read_cached, write_cached
+from .splits import DataError, Form, Splits, cache_dir, download, make_splits, read_cached, write_cached
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 CIFAR10_ARCHIVE = "cifar-10-binary.tar.gz"
 CIFAR10_BATCHES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
+CIFAR10_FORM = Form(3, 32, 32, 256)
 _RECORD, _BATCH = 3073, 10_000
 _VALIDATION = 5000
 
@@ -36,7 +35,7 @@ def cifar10(data_dir: Path | None) -> Splits:
     *train, test = [_images(name, content) for name, content in _batches(data_dir)]
     together = np.concatenate(train)
     parts = [together[:-_VALIDATION], together[-_VALIDATION:], test]
-    return make_splits("cifar10", parts, Form(3, 32, 32, 256))
+    return make_splits("cifar10", parts, CIFAR10_FORM)
 
 
 def _batches(data_dir: Path | None) -> Iterator[tuple[str, bytes]]:
@@ -54,7 +53,7 @@ def _batches(data_dir: Path | None) -> Iterator[tuple[str, bytes]]:
                 f"{data_dir}: expected {missing}, plain or .xz, or {CIFAR10_ARCHIVE}, and found neither; correct "
                 f"--data-dir, or leave it out to download {CIFAR10_URL}"
             )
-        archive = _download()
+        archive = download(CIFAR10_ARCHIVE, CIFAR10_URL, CIFAR10_SHA256)
     yield from _from_archive(archive)
 
 
@@ -132,16 +131,3 @@ def _from_archive(path: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"{path}: expected the published archive with {', '.join(missing)}, which are not in it")
     for name in CIFAR10_BATCHES:
         yield f"{path}:{name}", found[name]
-
-
-def _download() -> Path:
-    try:
-        with DownloadBar(CIFAR10_ARCHIVE) as bar:
-            downloader = pooch.HTTPDownloader(progressbar=bar)
-            known = f"sha256:{CIFAR10_SHA256}"
-            return Path(pooch.retrieve(CIFAR10_URL, known, CIFAR10_ARCHIVE, cache_dir(), downloader=downloader))
-    except Exception as error:
-        raise DataError(
-            f"{CIFAR10_ARCHIVE}: could not be downloaded from {CIFAR10_URL} ({error}); fetch it by hand and name its "
-            "folder with --data-dir"
-        ) from error

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pooch
 
-from .colour import cifar10
+from .colour import CIFAR10_FORM, cifar10
 from .config import DataConfig
-from .folders import images, natural64
-from .progress import DownloadBar
-from .splits import DataError, Form, Splits, cache_dir, make_splits, read_cached, write_cached
+from .folders import images, natural64, square_form
+from .splits import DataError, Form, Splits, cache_dir, download, make_splits, read_cached, write_cached
 
 
 class AmatFile(NamedTuple):
@@ -63,14 +61,14 @@ MNIST_FILES = {
 FORMS = {
     "digits": Form(1, 8, 8),
     "binarized-mnist": Form(1, 28, 28),
-    "cifar10": Form(3, 32, 32, 256),
-    "natural64": Form(3, 64, 64, 256),
+    "cifar10": CIFAR10_FORM,
+    "natural64": square_form(64),
 }
 
 
 def form_of(config: DataConfig) -> Form:
     """What the images of a data set look like."""
-    return Form(3, config.size, config.size, 256) if config.name == "images" else FORMS[config.name]
+    return square_form(config.size) if config.name == "images" else FORMS[config.name]
 
 
 def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits:
@@ -133,16 +131,7 @@ def _find_or_download(file: AmatFile, data_dir: Path | None) -> Path:
             f"{data_dir / file.name}: expected this file, plain or .gz, and found neither; correct --data-dir, "
             f"or leave it out to download {file.url}"
         )
-    try:
-        with DownloadBar(file.name) as bar:
-            downloader = pooch.HTTPDownloader(progressbar=bar)
-            known = f"sha256:{file.sha256}"
-            return Path(pooch.retrieve(file.url, known, file.name, cache_dir(), downloader=downloader))
-    except Exception as error:
-        raise DataError(
-            f"{file.name}: could not be downloaded from {file.url} ({error}); fetch it by hand and name its "
-            "folder with --data-dir"
-        ) from error
+    return download(file.name, file.url, file.sha256)
 
 
 def _load_amat(path: Path, file: AmatFile) -> np.ndarray:

@@ -118,6 +118,11 @@ def _square(content: bytes, size: int) -> np.ndarray:
     return np.asarray(square).transpose(2, 0, 1).reshape(-1)
 
 
+def square_form(size: int) -> Form:
+    """Of squares in colour."""
+    return Form(3, size, size, 256)
+
+
 def images(path: Path, size: int, refuse: bool = False) -> Splits:
     """One's own pictures, 8 in 10 for training, split by a hash of each one's name: adding some to a folder moves none.
 
@@ -135,7 +140,7 @@ def images(path: Path, size: int, refuse: bool = False) -> Splits:
             "30 or more will do"
         )
     warn_of(pictures, path)
-    return make_splits("images", parts, Form(3, size, size, 256))
+    return make_splits("images", parts, square_form(size))
 
 
 def warn_of(pictures: Pictures, path: Path) -> None:
@@ -156,4 +161,4 @@ def natural64(folder: Path, refuse: bool = False) -> Splits:
             f"{folder / 'train.tar'}: expected more than {NATURAL64_VALIDATION:,} pictures, found {len(train):,}"
         )
     parts = [train[:-NATURAL64_VALIDATION], train[-NATURAL64_VALIDATION:], test]
-    return make_splits("natural64", parts, Form(3, 64, 64, 256))
+    return make_splits("natural64", parts, square_form(64))

@@ -259,9 +259,9 @@ def generator_device(generator: torch.Generator | None, like: Tensor) -> torch.d
 
 def uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Numbers uniform on [0, 1), with the given shape, of the type and on the device of another tensor (*)."""
-    return torch.rand(*shape, generator=generator, device=generator_device(generator, like)).to(like)
+    return torch.rand(tuple(shape), generator=generator, device=generator_device(generator, like)).to(like)
 
 
 def standard_normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normal numbers, with the given shape, of the type and on the device of another tensor (*)."""
-    return torch.randn(*shape, generator=generator, device=generator_device(generator, like)).to(like)
+    return torch.randn(tuple(shape), generator=generator, device=generator_device(generator, like)).to(like)

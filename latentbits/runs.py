@@ -35,8 +35,6 @@ from .model import LatentModel, build
 from .rbm import RBM
 
 PRETRAINED_FOLDER = Path(__file__).parent / "pretrained"
-PRETRAINED = tuple(sorted(path.parent.name for path in PRETRAINED_FOLDER.glob("*/config.json")))
-"""Names of the models that come with the package."""
 
 STAGES = ("autoencoder", "rbm", "warm_start", "joint")
 FINISHED = "finished"
@@ -226,14 +224,19 @@ def load(path: Path | str, weights: str = "model") -> LatentModel | RBM:
     return model.eval()
 
 
+def pretrained_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in PRETRAINED_FOLDER.glob("*/config.json"))
+
+
 def pretrained_path(name: str) -> Path:
     """The folder of a model that comes with the package.
 
     Raises:
         RunError: If there is none of this name.
     """
-    if name not in PRETRAINED:
-        raise RunError(f"pretrained: expected one of {', '.join(PRETRAINED) or '(none)'}, got {name!r}")
+    if name not in (names := pretrained_names()):
+        raise RunError(f"pretrained: expected one of {', '.join(names)}, got {name!r}")
     return PRETRAINED_FOLDER / name
 
 
@@ -241,7 +244,7 @@ def load_pretrained(name: str) -> LatentModel | RBM:
     """A trained model that comes with the package, in evaluation mode; no training and no network.
 
     Arguments:
-        name: One of ``latentbits.PRETRAINED``; its folder holds configuration, weights and evaluation.
+        name: One of ``latentbits.pretrained_names()``; its folder holds configuration, weights and evaluation.
 
     Raises:
         RunError: If there is none of this name.

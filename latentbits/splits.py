@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .fused import generator_device
+from .progress import DownloadBar
 from .rbm import clamp_means
 
 
@@ -85,6 +86,23 @@ def make_splits(name: str, parts: list[np.ndarray], form: Form) -> Splits:
 def cache_dir() -> Path:
     """The user's cache folder for data."""
     return Path(os.environ.get("LATENTBITS_CACHE") or pooch.os_cache("latentbits"))
+
+
+def download(name: str, url: str, sha256: str) -> Path:
+    """Download a published file into the cache, checked.
+
+    Raises:
+        DataError: If it cannot be had, or is another file.
+    """
+    try:
+        with DownloadBar(name) as bar:
+            downloader = pooch.HTTPDownloader(progressbar=bar)
+            return Path(pooch.retrieve(url, f"sha256:{sha256}", name, cache_dir(), downloader=downloader))
+    except Exception as error:
+        raise DataError(
+            f"{name}: could not be downloaded from {url} ({error}); fetch it by hand and name its folder with "
+            "--data-dir"
+        ) from error
 
 
 def read_cached(path: Path) -> np.ndarray | None:

@@ -244,8 +244,6 @@ def test_a_curve_needs_kept_weights(run, capsys):
 
 def test_a_pretrained_model_is_sampled_by_its_name(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("latentbits.runs.PRETRAINED_FOLDER", run.parent)
-    for module in ("latentbits.runs", "latentbits.cli"):
-        monkeypatch.setattr(f"{module}.PRETRAINED", (run.name,))
     monkeypatch.chdir(tmp_path)
     assert main(["sample", "--pretrained", run.name, "--count", "5", "--gibbs-steps", "2"]) == 0
     assert (tmp_path / f"{run.name}-samples.png").is_file()

@@ -119,7 +119,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("name", lb.PRETRAINED)
+@pytest.mark.parametrize("name", lb.pretrained_names())
 def test_models_of_the_package_load_and_say_how_good_they_are(name):
     model = lb.load_pretrained(name)
     assert not model.training
