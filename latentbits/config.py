@@ -77,8 +77,10 @@ class AutoencoderConfig(Section):
     weight_decay: float = Field(
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
     )
-    shift: float = Field(
-        0.0, ge=0, le=1, description="probability that an image is moved by a pixel; it falls with the learning rate"
+    shift: float = Field(0.0, ge=0, le=1, description="probability that an image is moved by a pixel")
+    distort: float = Field(0.0, ge=0, lt=10, description="largest amplitude in pixels by which images are bent")
+    augmentation_decay: float = Field(
+        0.5, ge=0, le=1, description="last share of the epochs, in which shift and distort fall to 0"
     )
     conversion: Literal["calibrated", "literal"] = Field(
         "calibrated",
@@ -145,8 +147,10 @@ class JointConfig(Section):
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up")
-    shift: float = Field(
-        0.0, ge=0, le=1, description="probability that an image is moved by a pixel; it falls with the learning rate"
+    shift: float = Field(0.0, ge=0, le=1, description="probability that an image is moved by a pixel")
+    distort: float = Field(0.0, ge=0, lt=10, description="largest amplitude in pixels by which images are bent")
+    augmentation_decay: float = Field(
+        0.5, ge=0, le=1, description="last share of the epochs, in which shift and distort fall to 0"
     )
     sleep: float = Field(
         0.0,

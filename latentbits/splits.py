@@ -143,3 +143,25 @@ def shift(x: Tensor, form: Form, probability: float, generator: torch.Generator 
     image = torch.arange(B, device=x.device)[:, None, None, None]
     channel = torch.arange(C, device=x.device)[None, :, None, None]
     return bordered[image, channel, rows[:, None, :, None], columns[:, None, None, :]].reshape(B, -1)
+
+
+def distort(x: Tensor, form: Form, amplitude: float, generator: torch.Generator | None = None) -> Tensor:
+    """Images x (B, D), each bent by a smooth random displacement (Simard et al. 2003), nearest pixel; zeros come in.
+
+    Normal displacements on a grid of 4 x 4 points, interpolated between them, with a standard deviation that is
+    drawn for each image between 0 and ``amplitude`` pixels.
+    """
+    if not amplitude:
+        return x
+    B, (C, H, W) = len(x), form.image
+    device = generator_device(generator, x)
+    coarse = torch.randn(B, 2, 4, 4, generator=generator, device=device)
+    coarse = coarse * (amplitude * torch.rand(B, 1, 1, 1, generator=generator, device=device))
+    pixels = torch.nn.functional.interpolate(coarse.to(x.device), (H, W), mode="bilinear", align_corners=True)
+    down, right = pixels.round().long().unbind(1)
+    rows = torch.arange(H, device=x.device)[:, None] + down
+    columns = torch.arange(W, device=x.device) + right
+    inside = (rows >= 0) & (rows < H) & (columns >= 0) & (columns < W)
+    source = rows.clamp(0, H - 1) * W + columns.clamp(0, W - 1)
+    bent = x.view(B, C, H * W).gather(2, source.view(B, 1, -1).expand(-1, C, -1)).view(B, C, H, W)
+    return (bent * inside[:, None]).reshape(B, -1)

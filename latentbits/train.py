@@ -46,7 +46,7 @@ from .session import (
     steps_per_epoch,
     stop_on_interrupt,
 )
-from .splits import Splits, shift
+from .splits import Form, Splits, distort, shift
 from .tempering import Chains
 
 CALIBRATION_IMAGES = 20_000
@@ -68,6 +68,13 @@ def set_rates(optimizer: Optimizer, factor: float) -> None:
 
 def _group(parameters: Any, rate: float, **options: float) -> dict[str, Any]:
     return {"params": list(parameters), "lr": rate, "initial_lr": rate, **options}
+
+
+def augment(
+    x: Tensor, form: Form, config: AutoencoderConfig | JointConfig, share: float, generator: torch.Generator
+) -> Tensor:
+    """Training images (B, D) moved and bent by a share of what a stage's settings ask for, in float."""
+    return distort(shift(x, form, config.shift * share, generator), form, config.distort * share, generator).float()
 
 
 def soft_binarize(z: Tensor, u: Tensor, conversion: str) -> Tensor:
@@ -95,7 +102,9 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     for batch in session.batches("autoencoder", splits.train, config.epochs, config.batch_size, validate):
         factor = rate_factor(state.step, steps, config.decay)
         set_rates(optimizer, factor)
-        x = shift(batch, splits.form, config.shift * factor, state.generator).float()
+        x = augment(
+            batch, splits.form, config, rate_factor(state.step, steps, config.augmentation_decay), state.generator
+        )
         z = model.encoder(drop(x, config.input_dropout, state.generator))
         u = torch.rand(z.shape, generator=state.generator, device=z.device)
         bits = soft_binarize(z, u, config.conversion)
@@ -317,7 +326,9 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
         assert state.chains is not None
         z_negative = state.chains.advance(prior, config.gibbs_steps, state.generator)
         K = samples_at(state.step, steps, config)
-        x = shift(batch, splits.form, config.shift * factor, state.generator).float()
+        x = augment(
+            batch, splits.form, config, rate_factor(state.step, steps, config.augmentation_decay), state.generator
+        )
         losses = stage_losses(model, x, z_negative, config, K, state.generator, products)
         nets.zero_grad()
         sgd.zero_grad()

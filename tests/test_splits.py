@@ -1,10 +1,11 @@
-"""Images moved by a pixel."""
+"""Images moved by a pixel, and bent."""
 
 import numpy as np
+import pytest
 import torch
 from checks import LIMIT, seeded
 
-from latentbits.splits import Form, shift
+from latentbits.splits import Form, distort, shift
 
 FORM = Form(2, 4, 5)
 
@@ -49,3 +50,60 @@ def test_without_a_probability_nothing_is_drawn():
     x, generator = torch.ones(3, 40), seeded(3)
     assert shift(x, FORM, 0.0, generator) is x
     assert torch.equal(generator.get_state(), seeded(3).get_state())
+    assert distort(x, FORM, 0.0, generator) is x
+    assert torch.equal(generator.get_state(), seeded(3).get_state())
+
+
+H = W = 28
+
+
+def displacements(amplitude, n, seed):
+    """What ``distort`` moved, down and right (n, H, W), read off images whose pixels name their places; NaN outside."""
+    names = torch.arange(1, H * W + 1, dtype=torch.float32).expand(n, -1)
+    found = distort(names, Form(1, H, W), amplitude, seeded(seed)).view(n, H, W).numpy().astype(int)
+    rows, columns = np.divmod(found - 1, W)
+    down, right = rows - np.arange(H)[:, None], columns - np.arange(W)
+    return np.where(found, down, np.nan), np.where(found, right, np.nan)
+
+
+def test_images_are_bent_by_as_much_as_is_stated():
+    """A grid point moves with variance amplitude^2 / 3; between four of them, the mean of four, a quarter of it.
+
+    Rounding to pixels adds 1/12, and about half of what would come from outside of the edge is not seen.
+    """
+    n, amplitude = 20_000, 3.0
+    down, right = displacements(amplitude, n, 4)
+    for way in (down, right):
+        middle = way[:, 13:15, 13:15].mean((1, 2))  # four pixels around the middle, which none of the points is
+        assert abs(middle.mean()) < LIMIT * middle.std() / np.sqrt(n)
+        one = way[:, 13, 13]
+        variance, kurtosis = one.var(), (one**4).mean() / one.var() ** 2
+        expected = amplitude**2 / 3 * ((14 / 27) ** 2 + (13 / 27) ** 2) ** 2 + 1 / 12
+        assert abs(variance - expected) < LIMIT * expected * np.sqrt((kurtosis - 1) / n)
+    product = down[:, 13, 13] * right[:, 13, 13]  # the two directions know nothing of each other
+    assert abs(product.mean()) < LIMIT * product.std() / np.sqrt(n)
+    corner = down[:, 0, 0]
+    assert 0.45 < np.isnan(corner).mean() < 0.7  # from outside, up or to the left
+
+
+def test_what_is_bent_stays_smooth_and_comes_from_inside():
+    down, right = displacements(3.0, 500, 5)
+    for way in (down, right):
+        steps = np.abs(np.diff(way, axis=1)), np.abs(np.diff(way, axis=2))
+        assert max(np.nanmax(step) for step in steps) <= 3  # between neighbours; points 9 pixels apart differ by tens
+        assert np.nanmean(np.concatenate([step.ravel() for step in steps])) < 0.25
+        assert np.nanmax(np.abs(way)) > 5
+    assert not np.array_equal(down[0], down[1], equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_channels_bend_together(dtype):
+    plane = torch.randint(1, 256, (20, 1, 8, 9), generator=seeded(6)).to(dtype)
+    x = plane.expand(-1, 3, -1, -1).reshape(20, -1)
+    found = distort(x, Form(3, 8, 9, 256), 2.0, seeded(7))
+    assert found.dtype == dtype
+    channels = found.view(20, 3, -1)
+    assert torch.equal(channels[:, 0], channels[:, 1])
+    assert torch.equal(channels[:, 0], channels[:, 2])
+    assert not torch.equal(found, x)
+    assert torch.equal(found, distort(x, Form(3, 8, 9, 256), 2.0, seeded(7)))

@@ -94,6 +94,7 @@ def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objectiv
             "sleep": 0.5,
             "dreams": 7,
             "shift": 0.5,
+            "distort": 1.0,
             "centered": True,
             "first_samples": 2,
         },
@@ -556,7 +557,23 @@ def test_validation_uses_batch_normalizations_own_statistics(tmp_path):
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-@pytest.mark.parametrize("option", ["shift", "input_dropout", "weight_decay"])
+def test_images_are_moved_and_bent_less_and_less(tmp_path, monkeypatch):
+    """All of it until the last share of the epochs that is stated, whatever the rates do, then in equal steps to 0."""
+    seen = []
+    for kind in ("shift", "distort"):
+        monkeypatch.setattr(
+            import_module("latentbits.train"), kind, lambda x, form, amount, generator: seen.append(amount) or x
+        )
+    stages = {"epochs": 5, "batch_size": 399, "decay": 1.0, "shift": 0.5, "distort": 2.0, "augmentation_decay": 0.4}
+    lb.train(tiny(autoencoder=stages, joint=stages), tmp_path / "run", quiet=True)
+    assert len(seen) == 2 * 2 * 15  # two stages, two kinds, five epochs of three steps
+    left = [1.0] * 9 + [1 - step / 6 for step in range(6)]
+    for stage in (seen[:30], seen[30:]):
+        assert stage[::2] == pytest.approx([0.5 * share for share in left])
+        assert stage[1::2] == pytest.approx([2.0 * share for share in left])
+
+
+@pytest.mark.parametrize("option", ["shift", "distort", "input_dropout", "weight_decay"])
 def test_each_regularization_of_stage_1_changes_its_weights(tmp_path, option):
     runs = [
         lb.train(tiny(autoencoder={option: value}, joint={"epochs": 0}), tmp_path / str(value), quiet=True)
