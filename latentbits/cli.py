@@ -413,6 +413,8 @@ def print_data(data_dir: Path | None = None) -> None:
     say("cifar10: 45,000 / 5,000 / 10,000 colour images of 32x32")
     for name, place in colour.cifar10_files(cache_dir() if data_dir is None else data_dir).items():
         say(f"  {name}: {f'in {place}' if place else f'absent; in {colour.CIFAR10_URL}, 170 MB'}")
+    say(f"imagenet64: ImageNet at 64x64, {len(colour.IMAGENET64_BATCHES)} npz batches, 16 GB in memory; not downloaded")
+    say(f"  {colour.IMAGENET64_URL}, which asks for an account")
     say("natural64: 64x64 photographs, train.tar and val.tar in the folder that --data-dir names; not downloaded")
     say("images: your own PNG and JPEG files, in the folder, .tar or .zip that --data-dir names")
     say(f"cache: {cache_dir()} (LATENTBITS_CACHE)")

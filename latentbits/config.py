@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-COLOUR = ("cifar10", "natural64", "images")
+COLOUR = ("cifar10", "imagenet64", "natural64", "images")
 """Data sets whose pixels have 256 levels."""
 
 
@@ -20,7 +20,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What to train on."""
 
-    name: Literal["digits", "binarized-mnist", "cifar10", "natural64", "images"] = Field(
+    name: Literal["digits", "binarized-mnist", "cifar10", "imagenet64", "natural64", "images"] = Field(
         "digits",
         description="data set; see `latentbits data`. images: your own, with --data-dir naming their folder or archive",
     )

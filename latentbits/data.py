@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .colour import CIFAR10_FORM, cifar10
+from .colour import CIFAR10_FORM, IMAGENET64_FORM, cifar10, imagenet64
 from .config import DataConfig
 from .folders import images, natural64, square_form
 from .splits import DataError, Form, Splits, cache_dir, download, make_splits, read_cached, write_cached
@@ -62,6 +62,7 @@ FORMS = {
     "digits": Form(1, 8, 8),
     "binarized-mnist": Form(1, 28, 28),
     "cifar10": CIFAR10_FORM,
+    "imagenet64": IMAGENET64_FORM,
     "natural64": square_form(64),
 }
 
@@ -95,6 +96,8 @@ def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits
         return cifar10(path)
     if path is None:
         raise DataError(f"data.name={config.name}: is not downloaded; name its folder or archive with --data-dir")
+    if config.name == "imagenet64":
+        return imagenet64(path)
     refuse = config.damaged == "refuse"
     return natural64(path, refuse) if config.name == "natural64" else images(path, config.size, refuse)
 

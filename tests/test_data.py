@@ -7,6 +7,7 @@ import lzma
 import tarfile
 import threading
 import time
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -122,7 +123,9 @@ def test_a_gzip_that_grows_without_end_is_not_unpacked(tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(DataError, match="expected one of digits, binarized-mnist, cifar10, natural64, got 'mnist'"):
+    with pytest.raises(
+        DataError, match="expected one of digits, binarized-mnist, cifar10, imagenet64, natural64, got 'mnist'"
+    ):
         data.load("mnist")
 
 
@@ -256,3 +259,66 @@ def test_the_real_cifar10_has_its_splits():
     train = torch.cat([splits.train, splits.valid]).view(-1, 3, 1024)
     means = [float(train[:, channel].float().mean()) / 255 for channel in range(3)]
     assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
+
+
+@pytest.fixture
+def small_imagenet(tmp_path, monkeypatch):
+    """Batches of a few images in the published layout, and what they hold."""
+    monkeypatch.setattr(colour, "_IMAGENET64_VALIDATION", 5)
+    rng = np.random.default_rng(3)
+    batches = {}
+    for i, name in enumerate(colour.IMAGENET64_BATCHES):
+        batches[name] = rng.integers(0, 256, (2 + i % 3, 12288), dtype=np.uint8)
+        save = np.savez_compressed if i % 2 else np.savez
+        save(tmp_path / name, data=batches[name], labels=np.arange(len(batches[name])))
+    return batches
+
+
+def test_imagenet64_is_its_batches_in_order(tmp_path, small_imagenet):
+    splits = data.load("imagenet64", tmp_path)
+    train = np.concatenate([small_imagenet[f"train_data_batch_{i}.npz"] for i in range(1, 11)])
+    assert splits.form == (3, 64, 64, 256)
+    assert (splits.train.numpy() == train[:-5]).all()
+    assert (splits.valid.numpy() == train[-5:]).all()
+    assert (splits.test.numpy() == small_imagenet["val_data.npz"]).all()
+
+
+def flipped(content, where):
+    """The same bytes with one bit changed."""
+    return content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "expected train_data_batch_3.npz, and did not find"),
+        (lambda path: path.rename(path.with_suffix("")), "found the pickled batch, which could run code"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-50]), "found a damaged or other file"),
+        (lambda path: path.write_bytes(flipped(path.read_bytes(), 5000)), "found a damaged or other file .*CRC"),
+        (lambda path: path.write_bytes(b"no zip"), "found a damaged or other file"),
+        (lambda path: np.savez(path, other=np.zeros(3)), "found a damaged or other file"),
+        (lambda path: np.savez(path, data=np.zeros((2, 12288), np.float32)), "found .* of float32"),
+        (lambda path: np.savez(path, data=np.zeros((2, 3072), np.uint8)), r"found \(2, 3072\) of uint8"),
+        (lambda path: np.savez(path, data=np.array([{"a": 1}], dtype=object)), "found .* of object"),
+    ],
+)
+def test_a_wrong_imagenet64_batch_is_named(tmp_path, small_imagenet, damage, message):
+    damage(tmp_path / "train_data_batch_3.npz")
+    with pytest.raises(DataError, match=message):
+        data.load("imagenet64", tmp_path)
+
+
+def test_an_imagenet64_batch_that_claims_more_than_it_has_is_named(tmp_path, small_imagenet):
+    """Nothing of the size that its header names is allocated before that is found to be too much."""
+    path = tmp_path / "train_data_batch_3.npz"
+    for rows, message in (
+        (3, "found more or fewer"),
+        (1, "found more or fewer"),
+        (10**9, "expected up to 200,000 rows"),
+    ):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (rows, 12288)})
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data.npy", header.getvalue() + bytes(2 * 12288))
+        with pytest.raises(DataError, match=message):
+            data.load("imagenet64", tmp_path)
