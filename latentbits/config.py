@@ -43,6 +43,9 @@ class ModelConfig(Section):
     repeats: int = Field(2, ge=1, description="how often each block of a resnet stands")
     fully_connected: bool = Field(True, description="whether a linear layer joins a resnet's blocks and the latents")
     norm: Literal["weight", "batch", "none"] = Field("weight", description="normalization in a resnet")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of a resnet's layers, in training and evaluation alike; parameters are kept in float32"
+    )
     activation: Literal["elu", "relu", "leaky-relu"] = Field("elu", description="between layers")
     latent: int = Field(200, ge=1, description="latent bits M, the RBM's visible layer")
     prior: Literal["rbm", "bernoulli", "normal"] = Field(

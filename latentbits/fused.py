@@ -1,8 +1,8 @@
 """Bernoulli draws and row sums for tensors on any device.
 
-On the CPU in float32 these run the fused loops of :mod:`latentbits.kernels`, in blocks of rows spread over
-:func:`torch.get_num_threads` threads. Elsewhere (a GPU, or float64) plain PyTorch operations do the same; the
-two agree in distribution and to float32 rounding, not in their random streams.
+On the CPU in float32 (:func:`elu`: in bfloat16) these run the fused loops of :mod:`latentbits.kernels`, in blocks of
+rows spread over :func:`torch.get_num_threads` threads. Elsewhere (a GPU, or float64) plain PyTorch operations do the
+same; the two agree in distribution and to rounding, not in their random streams.
 """
 
 import os
@@ -250,6 +250,52 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
     if not is_on_cpu(x, logits) or x.requires_grad:
         return (x * logits).sum(-1) - F.softplus(logits).sum(-1)
     return cast(Tensor, _BernoulliLogProb.apply(x, logits))
+
+
+class _ELU(torch.autograd.Function):
+    """The function, and its gradient by its value, which the next layer keeps anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=_layout(x))
+        y = torch.empty_like(x)
+        ctx.save_for_backward(y)
+        values, out = _halves(x), _halves(y)
+        _over_spans(lambda span: kernels.elu(values[span], out[span]), len(out))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=_layout(y))
+        out = torch.empty_like(y)
+        values, g, to = _halves(y), _halves(gradient), _halves(out)
+        _over_spans(lambda span: kernels.elu_gradient(values[span], g[span], to[span]), len(to))
+        return out
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _halves(x: Tensor) -> np.ndarray:
+    """The elements of a bfloat16 tensor (*), in the order in which they lie, as int16 with shape (N,)."""
+    return x.detach().as_strided((x.numel(),), (1,), x.storage_offset()).view(torch.int16).numpy()
+
+
+def _over_spans(loop: Callable[[slice], None], n: int) -> None:
+    """Run a compiled loop over spans of n elements."""
+    spans = _blocks_of_rows(n, 1)
+    for_spans(lambda span: loop(spans[span]), len(spans))
+
+
+def elu(x: Tensor) -> Tensor:
+    """x where it is positive, else exp(x) - 1, of the same shape (*); in bfloat16 on the CPU a compiled loop."""
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        return F.elu(x)
+    return cast(Tensor, _ELU.apply(x))
 
 
 def generator_device(generator: torch.Generator | None, like: Tensor) -> torch.device:

@@ -38,6 +38,7 @@ _LOG2_E = _f32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = _f32(0.693359375), _f32(-2.12194440e-4)
 _E2, _E3, _E4, _E5, _E6 = (_f32(1 / math.factorial(n)) for n in (2, 3, 4, 5, 6))
 _ZERO, _HALF, _ONE, _LIMIT = _f32(0), _f32(0.5), _f32(1), _f32(80)
+_SMALL = _f32(1 / 256)
 
 # log(1 + e) = 2 atanh(e / (2 + e)), odd series in s = e / (2 + e) <= 1/3; s^15 / 15 < 5e-9.
 _A1, _A3, _A5, _A7, _A9, _A11, _A13 = (_f32(2 / n) for n in (1, 3, 5, 7, 9, 11, 13))
@@ -61,6 +62,16 @@ def _bits_to_float(typingctx, bits):
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
+
+
+@intrinsic
+def _float_to_bits(typingctx, x):
+    """Reinterpret a float32 as int32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
 
 
 @intrinsic
@@ -380,3 +391,38 @@ def bernoulli_log_prob_gradient(x, a, first, g, out):
     _wide_vectors()
     for i in range(a.shape[0]):
         _residual_row(x[(first + i) % x.shape[0]], a[i], g[i], out[i])
+
+
+@njit(inline="always")
+def _from_bfloat16(bits):
+    """A bfloat16, held in an int16, as float32: it is the upper half."""
+    return _bits_to_float(_i32(bits) << _i32(16))
+
+
+@njit(inline="always")
+def _to_bfloat16(x):
+    """A finite float32 as bfloat16, held in an int16, rounded to nearest, ties to even."""
+    bits: Any = _float_to_bits(x)
+    odd = (bits >> _i32(16)) & _i32(1)
+    return np.int16((bits + _i32(0x7FFF) + odd) >> _i32(16))
+
+
+@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")  # a NaN has to stay one
+def elu(x, out):
+    """``out = x`` where x > 0, else exp(x) - 1; x and out (N,), bfloat16 held in int16."""
+    _wide_vectors()
+    for i in range(x.size):
+        value = _from_bfloat16(x[i])
+        below = _exp(-_LIMIT if value < -_LIMIT else value) - _ONE
+        if value > -_SMALL:  # where the difference would lose its digits
+            below = value * (_ONE + _HALF * value)
+        out[i] = _to_bfloat16(value if value > _ZERO else below)
+
+
+@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+def elu_gradient(y, g, out):
+    """``out = g`` where y > 0, else g (y + 1), with y the function's value; all (N,), bfloat16 held in int16."""
+    _wide_vectors()
+    for i in range(y.size):
+        value, slope = _from_bfloat16(y[i]), _from_bfloat16(g[i])
+        out[i] = _to_bfloat16(slope if value > _ZERO else slope * (value + _ONE))

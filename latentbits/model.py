@@ -306,7 +306,7 @@ def networks(config: ModelConfig, form: Form, outputs: int) -> tuple[nn.Module, 
             MLP([config.latent, *reversed(config.layers), form.dimensions], config.activation),
         )
     parameters = 0 if form.levels == 2 else MIXTURE_COMPONENTS * LogisticMixture.parameters_each(form.channels)
-    common = (config.repeats, config.fully_connected, config.norm, config.activation)
+    common = (config.repeats, config.fully_connected, config.norm, config.activation, config.precision)
     return (
         ResNetEncoder(form.image, config.maps, outputs, *common, form.levels),
         ResNetDecoder(form.image, config.maps, config.latent, parameters, *common),

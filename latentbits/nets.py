@@ -16,7 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.parametrizations import weight_norm
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "leaky-relu": nn.LeakyReLU}
+from .fused import elu
+
+
+class ELU(nn.ELU):
+    """x where it is positive, else exp(x) - 1; (*) -> (*)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as above."""
+        return elu(x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": ELU, "relu": nn.ReLU, "leaky-relu": nn.LeakyReLU}
 
 
 class MLP(nn.Sequential):
@@ -106,8 +117,8 @@ class ResidualBlock(nn.Module):
         def batch(maps: int) -> nn.Module:
             return nn.BatchNorm2d(maps) if norm == "batch" else nn.Identity()
 
+        self.before = nn.Sequential(*([] if raw else [batch(maps_in), act()]))
         self.residual = nn.Sequential(
-            *([] if raw else [batch(maps_in), act()]),
             normalized(nn.Conv2d(maps_in, maps_out, 3, stride, 1), norm),
             batch(maps_out),
             act(),
@@ -119,10 +130,16 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes as above."""
-        if self.enlarge is not None:
-            x = F.interpolate(x, self.enlarge, mode="nearest")
-        y: Tensor = self.shortcut(x) + self.residual(x)
+        activated, shortcut = self.before(x), self.shortcut(x)
+        if self.enlarge is not None:  # what acts on each pixel alone costs a quarter before it
+            activated, shortcut = (F.interpolate(maps, self.enlarge, mode="nearest") for maps in (activated, shortcut))
+        y: Tensor = self.residual(activated) + shortcut
         return y
+
+
+def in_precision(precision: str, device: torch.device) -> torch.autocast:
+    """A context in which layers work in bfloat16, if that is the precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def normalized(layer: nn.Module, norm: str) -> nn.Module:
@@ -141,6 +158,7 @@ class ResNetEncoder(nn.Module):
         fully_connected: Whether a linear layer follows the blocks.
         norm: "weight", "batch" or "none".
         activation: One of "elu", "relu" and "leaky-relu".
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs.
         levels: Of the data: they are scaled from [0, levels - 1] to [-1, 1].
     """
 
@@ -153,6 +171,7 @@ class ResNetEncoder(nn.Module):
         fully_connected: bool = True,
         norm: str = "weight",
         activation: str = "elu",
+        precision: str = "float32",
         levels: int = 2,
     ) -> None:
         super().__init__()
@@ -160,7 +179,7 @@ class ResNetEncoder(nn.Module):
         final = halvings((height, width), len(maps))[-1]
         features = maps[-1] * final[0] * final[1]
         check_features(features, outputs, fully_connected, f"{maps[-1]}x{final[0]}x{final[1]}")
-        self.image, self.levels = image, levels
+        self.image, self.precision, self.levels = image, precision, levels
         blocks: list[nn.Module] = []
         for before, after in pairwise((channels, *maps)):
             for i in range(repeats):
@@ -180,7 +199,9 @@ class ResNetEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes as above."""
         images = x.reshape(-1, *self.image) * (2 / (self.levels - 1)) - 1
-        out: Tensor = self.gain * self.layers(images.contiguous(memory_format=torch.channels_last))
+        with in_precision(self.precision, x.device):
+            out: Tensor = self.layers(images.contiguous(memory_format=torch.channels_last))
+        out = self.gain * out.to(images.dtype)
         return out.reshape(*x.shape[:-1], *out.shape[1:])
 
     @torch.no_grad()
@@ -201,6 +222,7 @@ class ResNetDecoder(nn.Module):
         fully_connected: Whether a linear layer comes before the blocks.
         norm: "weight", "batch" or "none".
         activation: One of "elu", "relu" and "leaky-relu".
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs.
 
     Attributes:
         elements: Size of the largest tensor that it makes for one of the latents' rows, about.
@@ -216,9 +238,11 @@ class ResNetDecoder(nn.Module):
         fully_connected: bool = True,
         norm: str = "weight",
         activation: str = "elu",
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         channels, height, width = image
+        self.precision = precision
         sizes = halvings((height, width), len(maps))
         final = sizes[-1]
         features = maps[-1] * final[0] * final[1]
@@ -242,8 +266,10 @@ class ResNetDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Shapes as above."""
-        maps = self.first(z.reshape(-1, z.shape[-1])).unflatten(1, self.shape)
-        out: Tensor = self.last(self.blocks(maps.contiguous(memory_format=torch.channels_last)))
+        with in_precision(self.precision, z.device):
+            maps = self.first(z.reshape(-1, z.shape[-1])).unflatten(1, self.shape)
+            out: Tensor = self.last(self.blocks(maps.contiguous(memory_format=torch.channels_last)))
+        out = out.to(z.dtype)
         if self.offset is not None:
             out = out.flatten(1) + self.offset
         return out.reshape(*z.shape[:-1], *out.shape[1:])
@@ -296,6 +322,7 @@ def initialize_by_data(net: nn.Module, x: Tensor) -> Tensor:
 
 def _standardize(layer: Any, inputs: Any, output: Tensor) -> Tensor:
     across = (0, *range(2, output.dim()))
+    output = output.float()
     mean, spread = output.mean(across), output.std(across).clamp(min=1e-3)
     per_map: Callable[[Tensor], Tensor] = lambda t: t.view(-1, *[1] * (output.dim() - 2))  # noqa: E731
     layer.parametrizations.weight.original0.div_(spread.view_as(layer.parametrizations.weight.original0))

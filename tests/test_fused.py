@@ -10,7 +10,7 @@ import torch
 from checks import LIMIT, chi_square_score, correlation_score, seeded, tensor
 
 from latentbits import kernels
-from latentbits.fused import bernoulli, bernoulli_log_prob, draw_key, is_on_cpu, map_blocks, softplus_sum
+from latentbits.fused import bernoulli, bernoulli_log_prob, draw_key, elu, is_on_cpu, map_blocks, softplus_sum
 
 SIZES = [0, 1, 511, 512, 513, 128 * 1024, 128 * 1024 + 7]
 KEY = (np.uint32(0x12345678), np.uint32(0x9ABCDEF0))
@@ -489,3 +489,63 @@ def test_blocks_within_blocks_do_not_wait_for_each_other(with_threads):
     assert inner == [[(block, i) for i in range(3)] for block in range(4)]
     assert list(map_blocks(lambda block: torch.get_num_threads(), range(4))) == [1] * 4
     assert torch.get_num_threads() == 2
+
+
+# ----------------------------------------------------------------------------- ELU in bfloat16
+
+
+def every_bfloat16():
+    """All finite numbers of the type, in float64."""
+    bits = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+    values = bits.view(torch.bfloat16)
+    return values[values.isfinite()]
+
+
+def test_elu_of_every_bfloat16_is_within_rounding():
+    x = every_bfloat16()
+    exact = torch.where(x > 0, x.double(), x.double().expm1())
+    error = (elu(x).double() - exact).abs() / exact.abs().clamp(min=1e-30)
+    assert float(error.max()) < 2**-8  # half a unit in the last of 8 bits is 2**-9
+
+
+@pytest.mark.parametrize("number", [1, 0.5, -0.5, -3.0])
+def test_slope_of_elu_for_every_bfloat16(number):
+    x = every_bfloat16()
+    x = x[x.abs() > 1e-30].requires_grad_()
+    (slope,) = torch.autograd.grad(elu(x), x, torch.full_like(x, number))
+    exact = number * x.detach().double().clamp(max=0).exp()
+    # the gradient goes by the rounded value, 2**-9 off at most
+    assert float((slope.double() - exact).abs().max()) < abs(number) * 2**-7
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(0,), (7,), (3, 5), (2, 3, 4, 5), (300, 1000)])
+def test_elu_in_any_layout(shape, threads, with_threads):
+    with_threads(threads)
+    x = torch.randn(shape, generator=seeded(31)).bfloat16()
+    layouts = [x, x.transpose(0, -1)]
+    if x.dim() == 4:
+        layouts += [x.contiguous(memory_format=torch.channels_last), x[:, :, ::2]]
+    for layout in layouts:
+        own = layout.detach().requires_grad_()
+        y = elu(own)
+        g = torch.randn(y.shape, generator=seeded(32)).bfloat16()
+        (slope,) = torch.autograd.grad(y, own, g)
+        torch.testing.assert_close(y.detach(), torch.nn.functional.elu(own.detach().float()).bfloat16())
+        by_hand = g.double() * own.detach().double().clamp(max=0).exp()
+        torch.testing.assert_close(slope.double(), by_hand, rtol=0.02, atol=0.02)
+
+
+def test_elu_keeps_what_is_not_a_number():
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0], dtype=torch.bfloat16, requires_grad=True)
+    y = elu(x)
+    assert y[0].isnan()
+    assert y[1:].tolist() == [float("inf"), -1.0, 1.0]
+    (slope,) = torch.autograd.grad(y, x, torch.tensor([1.0, 1.0, 1.0, float("nan")], dtype=torch.bfloat16))
+    assert slope.isnan().tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_elu_of_other_types_is_pytorchs(dtype):
+    x = torch.randn(50, generator=seeded(33), dtype=dtype)
+    assert torch.equal(elu(x), torch.nn.functional.elu(x))

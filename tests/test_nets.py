@@ -148,3 +148,29 @@ def test_without_a_fully_connected_layer_the_output_takes_every_value():
     assert float(out.min().detach()) < -2
     encoder.scale_output(3.0)
     torch.testing.assert_close(encoder(x), 3 * out, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fully_connected", [True, False])
+def test_bfloat16_networks_are_the_same_functions_less_exactly(fully_connected):
+    """Values and gradients stay near those in float32, come in float32, and are not the same ones."""
+    form, maps, latent = (1, 12, 12), (8, 16), 144
+    x = torch.bernoulli(torch.full((64, 144), 0.4), generator=seeded(11))
+    z = torch.bernoulli(torch.full((64, latent), 0.5), generator=seeded(12))
+    values = {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(2)
+        encoder = ResNetEncoder(form, maps, latent, fully_connected=fully_connected, precision=precision)
+        decoder = ResNetDecoder(form, maps, latent, fully_connected=fully_connected, precision=precision)
+        for net, inputs in ((encoder, x), (decoder, z)):
+            initialize_by_data(net, inputs)
+            out = net(inputs)
+            assert out.dtype == torch.float32
+            loss = F.binary_cross_entropy_with_logits(out, x)
+            gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
+            assert gradient.dtype == torch.float32
+            values[type(net), precision] = out.detach(), gradient
+    for net in (ResNetEncoder, ResNetDecoder):
+        exact, rounded = (values[net, precision] for precision in ("float32", "bfloat16"))
+        for one, other in zip(exact, rounded, strict=True):
+            error = float((one - other).norm() / one.norm())
+            assert 1e-4 < error < 0.05
