@@ -4,7 +4,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,7 +12,7 @@ import torch
 from torch.optim import SGD, Adam
 from torch.optim.swa_utils import AveragedModel
 
-from latentbits import LatentModel
+from latentbits import LatentModel, joint, stages, train
 from latentbits.recipes import mnist_mlp
 from latentbits.tempering import Chains
 
@@ -26,7 +25,6 @@ def parts_of_an_epoch(data_dir: Path | None) -> dict[str, float]:
     """
     seconds: dict[str, float] = defaultdict(float)
     began: list[str] = []
-    loop = import_module("latentbits.train")  # the package exports the function of that name
 
     def timed(owner: Any, name: str, part: str) -> Any:
         work: Callable[..., Any] = getattr(owner, name)
@@ -55,14 +53,14 @@ def parts_of_an_epoch(data_dir: Path | None) -> dict[str, float]:
         tempfile.TemporaryDirectory() as folder,
         timed(Chains, "advance", "chains"),
         timed(LatentModel, "log_joint", "scoring K samples"),
-        timed(loop, "joint_losses", "losses"),
+        timed(joint, "joint_losses", "losses"),
         timed(torch.Tensor, "backward", "backward"),
         timed(Adam, "step", "optimizers"),
         timed(SGD, "step", "optimizers"),
         timed(AveragedModel, "update_parameters", "moving average"),
-        timed(loop, "quick_nll", "validation"),
+        timed(stages, "quick_nll", "validation"),
     ):
-        run = loop.train(config, Path(folder) / "run", data_dir=data_dir, quiet=True)
+        run = train(config, Path(folder) / "run", data_dir=data_dir, quiet=True)
         epoch = float(run.metrics()[-1]["seconds"])
     names = ("chains", "scoring K samples", "backward", "optimizers", "moving average", "validation")
     parts = {name: seconds[name] for name in names}

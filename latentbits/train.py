@@ -1,9 +1,6 @@
-r"""The three stages of training, each a loop that reads top to bottom.
+"""A training run from its first step to its last: its folder, its state, and the stages in turn.
 
-1. ``train_autoencoder``: encoder and decoder with soft bits (section 3.1), then the conversion of the
-   encoder's output to a posterior.
-2. ``train_rbm``: the prior on bits drawn from that posterior, by CD and then persistent CD.
-3. ``train_joint``: everything together by VIMCO or contrastive reweighted wake-sleep (section 3.2).
+The stages themselves are in :mod:`latentbits.pretrain` (autoencoder and prior) and :mod:`latentbits.joint`.
 
 A run is a function of its configuration: the order of the data depends on seed, stage and epoch, and all
 noise comes from one generator whose state is part of every checkpoint. Validation has a generator of
@@ -14,28 +11,22 @@ and has a generator of its own, gradients are averaged, and the first process wr
 """
 
 import contextlib
-import copy
 import hashlib
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor
-from torch.optim import SGD, Adam, Adamax, Optimizer
 
 from . import data, distributed
-from .config import AutoencoderConfig, Config, JointConfig, RBMConfig, ValidationConfig
-from .evaluate import IMAGES_AT_ONCE, fit_prior_base, quick_nll
-from .fused import bernoulli
-from .gibbs import bfloat16_products, gibbs
-from .model import GaussianModel, LatentModel, Products, build
-from .nets import MLP, Network, initialize_by_data, weight_matrices
-from .objectives import Losses, drop, iwae_losses, joint_losses, relaxed_losses
+from .config import Config
+from .evaluate import fit_prior_base
+from .joint import train_joint
+from .model import LatentModel, build
+from .nets import MLP, Network, initialize_by_data
+from .pretrain import train_autoencoder, train_rbm
 from .progress import Display
-from .rbm import RBM, BernoulliPrior, Prior
 from .runs import FINISHED, STAGES, Run, RunError, read_weights
 from .session import (
     Session,
@@ -43,329 +34,12 @@ from .session import (
     Stopped,
     check_origin,
     origin,
-    steps_per_epoch,
     stop_on_interrupt,
 )
-from .splits import Form, Splits, distort, shift
-from .tempering import Chains
+from .splits import Splits
+from .stages import evaluating
 
-CALIBRATION_IMAGES = 20_000
-CALIBRATION_UPDATES = 1000
 INITIALIZATION_IMAGES = 500
-
-
-def rate_factor(step: int, steps: int, decay: float) -> float:
-    """1, then falling linearly to 0 over the last share ``decay`` of the steps."""
-    left = (steps - step) / steps
-    return min(1.0, left / decay) if decay else 1.0
-
-
-def set_rates(optimizer: Optimizer, factor: float) -> None:
-    """Multiply each group's first learning rate by a factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-
-
-def _group(parameters: Any, rate: float, **options: float) -> dict[str, Any]:
-    return {"params": list(parameters), "lr": rate, "initial_lr": rate, **options}
-
-
-def augment(
-    x: Tensor, form: Form, config: AutoencoderConfig | JointConfig, share: float, generator: torch.Generator
-) -> Tensor:
-    """Training images (B, D) moved and bent by a share of what a stage's settings ask for, in float."""
-    return distort(shift(x, form, config.shift * share, generator), form, config.distort * share, generator).float()
-
-
-def soft_binarize(z: Tensor, u: Tensor, conversion: str) -> Tensor:
-    """B(z), Eq. 3, of encoder outputs z (B, M) with noise u (B, M) uniform on [0, 1).
-
-    As printed the noise is U(-0.5, 0.5), and z = 0 is not the middle; shifted by a half, so that the
-    function saturates at -1 and 1 as section 3.1 says, it is.
-    """
-    return (z + u - 0.5 if conversion == "literal" else z + u).clamp(0, 1)
-
-
-def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderConfig) -> None:
-    """Stage 1: maximise log p(x | B(E(x))), then convert the encoder to a posterior."""
-    state, splits = session.state, session.splits
-    optimizer = Adam([_group([*model.encoder.parameters(), *model.decoder.parameters()], config.learning_rate)])
-    state.begin("autoencoder", {"nets": optimizer})
-    steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
-
-    def validate(epoch: int) -> dict[str, float]:
-        at_once = min(IMAGES_AT_ONCE, model.rows_at_once())
-        with torch.no_grad(), evaluating(model):
-            hard = [model.likelihood(model.encode(x)).log_prob(x.float()) for x in splits.valid.split(at_once)]
-        return {"reconstruction_hard_bits": -float(torch.cat(hard).mean())}
-
-    for batch in session.batches("autoencoder", splits.train, config.epochs, config.batch_size, validate):
-        factor = rate_factor(state.step, steps, config.decay)
-        set_rates(optimizer, factor)
-        x = augment(
-            batch, splits.form, config, rate_factor(state.step, steps, config.augmentation_decay), state.generator
-        )
-        z = model.encoder(drop(x, config.input_dropout, state.generator))
-        u = torch.rand(z.shape, generator=state.generator, device=z.device)
-        bits = soft_binarize(z, u, config.conversion)
-        if config.dropout:
-            bits = bits * (torch.rand(z.shape, generator=state.generator, device=z.device) >= config.dropout)
-        loss = -model.likelihood(bits).log_prob(x).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        distributed.average_gradients(model.parameters())
-        optimizer.step()
-        shrink(model, config.weight_decay * factor)
-        session.record(reconstruction=loss.detach())
-
-    session.checkpoint()
-    scale, table = choose_scale(session, model, config)
-    scale = distributed.of_first(scale)  # on a GPU, rounding could tip the balance in one of several processes
-    cast(Network, model.encoder).scale_output(scale)
-    if session.is_first:
-        session.run.append_metrics({"stage": "conversion", "scale": scale, "nll_by_scale": table})
-    state.rows += 1
-    session.display.note(f"posterior = sigmoid({scale:g} E(x)); validation NLL by scale: {table}")
-
-
-@contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Let batch normalization use its running statistics, and leave them as they are."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig) -> tuple[float, dict[str, float]]:
-    """The scale s of sigmoid(s E(x)) with the best validation NLL after a short stage 2, and the table."""
-    splits, whole = session.splits, session.config
-    scales = (1.0,) if config.conversion == "literal" else config.scales
-    if len(scales) == 1:
-        return scales[0], {}
-    quick = ValidationConfig(images=1000, samples=100, ais_chains=500, ais_temperatures=500)
-    x = splits.train[:CALIBRATION_IMAGES]
-    with torch.no_grad(), evaluating(model):
-        logits = torch.cat([model.encoder(part.float()) for part in x.split(IMAGES_AT_ONCE)])
-    table: dict[str, float] = {}
-    for scale in scales:
-        session.display.note(f"trying posterior = sigmoid({scale:g} E(x)) with a short stage 2")
-        trial = copy.deepcopy(model).eval()
-        trial.prior = build_prior_like(model.prior, whole.seed)
-        cast(Network, trial.encoder).scale_output(scale)
-        fit_prior_briefly(trial.prior, scale * logits, whole)
-        table[f"{scale:g}"] = round(quick_nll(trial, splits.valid, x, quick, whole.seed)[0], 3)
-    return min(scales, key=lambda s: table[f"{s:g}"]), table
-
-
-def build_prior_like(prior: Prior, seed: int) -> RBM | BernoulliPrior:
-    """A fresh prior of the same kind and size."""
-    if isinstance(prior, BernoulliPrior):
-        return BernoulliPrior(prior.visible).to(prior.visible_bias.device)
-    rbm = RBM(prior.visible, prior.hidden, generator=torch.Generator().manual_seed(seed))
-    return rbm.to(prior.visible_bias.device)
-
-
-def fit_prior_briefly(prior: RBM | BernoulliPrior, logits: Tensor, whole: Config) -> None:
-    """CD-1 for a thousand updates on posterior logits (N, M): enough to compare scales."""
-    config, B = whole.rbm, whole.rbm.batch_size
-    generator = torch.Generator(logits.device).manual_seed(whole.seed)
-    start_biases(prior, torch.sigmoid(logits).mean(0), len(logits))
-    if isinstance(prior, BernoulliPrior):
-        return
-    optimizer = SGD([_group(prior.parameters(), config.learning_rate, momentum=config.momentum)])
-    for step in range(CALIBRATION_UPDATES):
-        set_rates(optimizer, rate_factor(step, CALIBRATION_UPDATES, 0.5))
-        z = bernoulli(logits[torch.randint(len(logits), (B,), generator=generator, device=logits.device)], generator)
-        contrastive_step(prior, optimizer, z, gibbs(prior, z, 1, generator))
-
-
-@torch.no_grad()
-def start_biases(prior: Prior, means: Tensor, count: int) -> None:
-    """Set the visible biases to the log-odds of the bits' means (M,), as if the weights were zero."""
-    if isinstance(prior, BernoulliPrior):
-        prior.fit_means(means, count)
-    elif isinstance(prior, RBM):
-        prior.fit_base(means, count)
-        assert prior.base_bias is not None
-        prior.visible_bias.copy_(prior.base_bias)
-
-
-def contrastive_step(prior: Prior, optimizer: Optimizer, z: Tensor, z_negative: Tensor) -> Tensor:
-    """One ascent step on log p(z) (B, M) with model samples (N, M); returns the free-energy gap, a scalar."""
-    loss = prior.free_energy(z).mean() + prior.log_partition_surrogate(z_negative)
-    optimizer.zero_grad()
-    loss.backward()
-    distributed.average_gradients(prior.parameters())
-    optimizer.step()
-    return loss.detach()
-
-
-def cd_steps(epoch: int, config: RBMConfig) -> int:
-    """CD steps rise linearly from 1 in the first epoch to ``cd_steps`` in the last of the CD epochs."""
-    if config.cd_epochs <= 1:
-        return config.cd_steps
-    return round(1 + (config.cd_steps - 1) * min(1.0, epoch / (config.cd_epochs - 1)))
-
-
-def train_rbm(session: Session, config: RBMConfig) -> None:
-    """Stage 2: the prior on bits z ~ q(z | x), or on the data where there are no networks."""
-    state, splits, model = session.state, session.splits, session.state.model
-    prior = model if isinstance(model, RBM) else model.prior
-    weights, biases = weight_matrices(prior), [p for p in prior.parameters() if p.dim() == 1]
-    groups = [_group(biases, config.learning_rate, momentum=config.momentum)]
-    if weights:
-        groups.append(_group(weights, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay))
-    optimizer = SGD(groups)
-    state.begin("rbm", {"prior": optimizer})
-    per_epoch = steps_per_epoch(len(splits.train), config.batch_size)
-
-    def draw(x: Tensor) -> Tensor:
-        if isinstance(model, RBM):
-            return x.float()
-        with torch.no_grad(), evaluating(model):
-            return model.posterior(x.float()).sample(generator=state.generator)
-
-    if state.step == 0:
-        with torch.no_grad():
-            if isinstance(model, RBM):
-                means = splits.train.mean(0, dtype=torch.float32)
-            else:
-                means = torch.cat([model.posterior(x.float()).mean for x in splits.train.split(IMAGES_AT_ONCE)])
-                means = means.mean(0)
-        start_biases(prior, means, len(splits.train))
-
-    for batch in session.batches(
-        "rbm", splits.train, config.epochs, config.batch_size, lambda epoch: validate_nll(session, epoch, config.epochs)
-    ):
-        epoch = state.step // per_epoch
-        set_rates(optimizer, rate_factor(state.step, config.epochs * per_epoch, config.decay))
-        z = draw(batch)
-        if epoch < config.cd_epochs:
-            z_negative = gibbs(prior, z, cd_steps(epoch, config), state.generator)
-        else:
-            if state.chains is None:
-                first = torch.arange(config.chains) % len(splits.train)
-                z_first = draw(splits.train[distributed.share(first)])
-                state.chains = Chains.begin(prior, z_first, config.temperatures, state.generator)
-            z_negative = state.chains.advance(prior, config.pcd_steps, state.generator)
-        session.record(free_energy_gap=contrastive_step(prior, optimizer, z, z_negative))
-
-
-def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float | None]:
-    """The quick validation NLL every so many epochs and after the last; keeps the best weights."""
-    config, state, splits = session.config, session.state, session.splits
-    if config.validation.keep and state.stage == "joint" and epoch % config.validation.keep == 0:
-        with evaluating(state.evaluated):
-            fit_prior_base(state.evaluated, splits.train)
-        session.save_weights(f"joint-{epoch:04d}", {"stage": "joint", "step": str(state.step)})
-    if epoch % config.validation.every and epoch != epochs:
-        return {}
-    with evaluating(state.evaluated):
-        nll, error = quick_nll(state.evaluated, splits.valid, splits.train, config.validation, config.seed)
-    session.consider(nll)
-    return {"valid_nll": nll, "log_partition_error": error}
-
-
-def samples_at(step: int, steps: int, config: JointConfig) -> int:
-    """K of a step: it rises geometrically from ``first_samples`` to ``samples``, which the last half has."""
-    if not config.first_samples:
-        return config.samples
-    share = min(1.0, 2 * step / steps)
-    return round(config.first_samples * math.pow(config.samples / config.first_samples, share))
-
-
-def stage_losses(
-    model: LatentModel, x: Tensor, z_negative: Tensor, config: JointConfig, samples: int, generator: torch.Generator,
-    products: Products,
-) -> Losses:  # fmt: skip
-    """The losses of a batch x (B, D) by the objective that the configuration names."""
-    if config.objective == "relaxed":
-        return relaxed_losses(model, x, z_negative, config.relaxation, config.dropout, generator, products)
-    if isinstance(model, GaussianModel):
-        return iwae_losses(model, x, samples, config.backward_samples, config.dropout, generator, products)
-    return joint_losses(
-        model, x, z_negative, config.objective, samples, config.backward_samples,
-        config.dropout, generator, products, config.sleep, -(-config.dreams // distributed.world().size),
-    )  # fmt: skip
-
-
-def train_joint(session: Session, model: LatentModel, config: JointConfig, stage: str = "joint") -> None:
-    """Stage 3, or its warm start: encoder, decoder and prior together."""
-    state, splits, prior = session.state, session.splits, model.prior
-    make = Adam if config.optimizer == "adam" else Adamax
-    nets = make(
-        [
-            _group(model.encoder.parameters(), config.encoder_learning_rate),
-            _group(model.decoder.parameters(), config.decoder_learning_rate),
-        ]
-    )
-    sgd = SGD([_group(prior.parameters(), config.prior_learning_rate)])
-    state.begin(stage, {"nets": nets, "prior": sgd}, config.average)
-    if state.step == 0:
-        first = torch.arange(config.chains) % len(splits.train)
-        with torch.no_grad():
-            x = splits.train[distributed.share(first)].float()
-            z = model.posterior(x).sample(generator=state.generator)
-        state.chains = Chains.begin(prior, z, config.temperatures, state.generator)
-    steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
-    products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
-
-    for batch in session.batches(
-        stage,
-        splits.train,
-        config.epochs,
-        config.batch_size,
-        lambda epoch: validate_nll(session, epoch, config.epochs),
-    ):
-        factor = rate_factor(state.step, steps, config.decay)
-        set_rates(nets, factor)
-        set_rates(sgd, factor)
-        assert state.chains is not None
-        z_negative = state.chains.advance(prior, config.gibbs_steps, state.generator)
-        K = samples_at(state.step, steps, config)
-        x = augment(
-            batch, splits.form, config, rate_factor(state.step, steps, config.augmentation_decay), state.generator
-        )
-        losses = stage_losses(model, x, z_negative, config, K, state.generator, products)
-        nets.zero_grad()
-        sgd.zero_grad()
-        with products():
-            (losses.decoder + losses.encoder).backward()
-        if losses.prior.requires_grad:
-            losses.prior.backward()
-        distributed.average_gradients(model.parameters())
-        if config.centered and isinstance(prior, RBM):
-            center(prior, z_negative)
-        nets.step()
-        sgd.step()
-        shrink(model, config.weight_decay * factor)
-        if state.average is not None:
-            state.average.update_parameters(model)
-        session.record(
-            bound=losses.bound,
-            decoder_loss=losses.decoder.detach(),
-            free_energy_gap=losses.prior.detach(),
-            effective_sample_size=losses.effective_sample_size,
-        )
-
-
-@torch.no_grad()
-def center(prior: RBM, z_negative: Tensor) -> None:
-    """Center the prior's gradient at the chains' mean bits; z_negative (N, M) is this process's share of them."""
-    means = torch.cat([z_negative.mean(0), prior.hidden_logits(z_negative).sigmoid().mean(0)])
-    means = distributed.total(means) / distributed.world().size
-    prior.center_gradient(*means.split([prior.visible, prior.hidden]))
-
-
-@torch.no_grad()
-def shrink(model: LatentModel, amount: float) -> None:
-    """Decoupled weight decay of the networks' weight matrices."""
-    if amount:
-        for net in (model.encoder, model.decoder):
-            torch._foreach_mul_(weight_matrices(net), 1 - amount)
 
 
 def train(

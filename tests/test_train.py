@@ -14,7 +14,7 @@ from checks import LIMIT, seeded
 from safetensors.torch import load_file
 
 import latentbits as lb
-from latentbits import data
+from latentbits import data, pretrain, stages, tempering
 from latentbits.config import (
     AutoencoderConfig,
     Config,
@@ -24,16 +24,12 @@ from latentbits.config import (
     ValidationConfig,
 )
 from latentbits.files import load_state, save_state
+from latentbits.joint import samples_at
+from latentbits.pretrain import cd_steps, soft_binarize
 from latentbits.session import State, TrainingError, epoch_order
 from latentbits.splits import Form, Splits
-from latentbits.train import (
-    cd_steps,
-    new_state,
-    rate_factor,
-    samples_at,
-    shrink,
-    soft_binarize,
-)
+from latentbits.stages import rate_factor, shrink
+from latentbits.train import new_state
 
 
 def tiny(**changes):
@@ -139,7 +135,7 @@ def test_evaluated_weights_are_those_with_the_best_validation(tmp_path, monkeypa
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return next(nll), 0.0
 
-    monkeypatch.setattr(import_module("latentbits.train"), "quick_nll", validation)
+    monkeypatch.setattr(stages, "quick_nll", validation)
     run = lb.train(tiny(joint={"epochs": 3}), tmp_path / "run", quiet=True)
     chosen = load_file(run.path / "model.safetensors")
     assert all(torch.equal(chosen[name], tensor) for name, tensor in seen[3].items())
@@ -211,7 +207,7 @@ def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_p
     def poisoned(z, u, conversion):
         return soft_binarize(z, u, conversion) * math.nan
 
-    monkeypatch.setattr(import_module("latentbits.train"), "soft_binarize", poisoned)
+    monkeypatch.setattr(pretrain, "soft_binarize", poisoned)
     with pytest.raises(TrainingError, match=r"not finite in stage autoencoder, step \d+; the last good checkpoint"):
         lb.train(config, tmp_path / "run", resume=True, quiet=True)
     assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
@@ -229,7 +225,7 @@ def test_ctrl_c_stops_at_the_step_and_resumes_bit_identical(tmp_path, monkeypatc
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("latentbits.train"), "soft_binarize", interrupted)
+        patch.setattr(pretrain, "soft_binarize", interrupted)
         run = lb.train(config, tmp_path / "run", quiet=True)
     assert signal.getsignal(signal.SIGINT) is before
     assert not run.finished
@@ -255,7 +251,7 @@ def test_a_second_ctrl_c_interrupts_at_once_and_the_run_resumes(tmp_path, monkey
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("latentbits.train"), "fit_prior_briefly", interrupted)  # in the calibration
+        patch.setattr(pretrain, "fit_prior_briefly", interrupted)  # in the calibration
         with pytest.raises(KeyboardInterrupt):
             lb.train(config, tmp_path / "run", quiet=True)
     assert_same_run(whole, lb.train(config, tmp_path / "run", resume=True, quiet=True))
@@ -296,7 +292,7 @@ def test_stage_2_uses_the_steps_and_chains_that_it_says(tmp_path, monkeypatch):
         module_stage[0] = "joint"
         joint(*arguments)
 
-    for owner in (module, import_module("latentbits.tempering")):
+    for owner in (pretrain, tempering):
         monkeypatch.setattr(owner, "gibbs", spy)
     monkeypatch.setattr(module, "train_joint", joint_begins)
     config = tiny(
@@ -561,11 +557,9 @@ def test_images_are_moved_and_bent_less_and_less(tmp_path, monkeypatch):
     """All of it until the last share of the epochs that is stated, whatever the rates do, then in equal steps to 0."""
     seen = []
     for kind in ("shift", "distort"):
-        monkeypatch.setattr(
-            import_module("latentbits.train"), kind, lambda x, form, amount, generator: seen.append(amount) or x
-        )
-    stages = {"epochs": 5, "batch_size": 399, "decay": 1.0, "shift": 0.5, "distort": 2.0, "augmentation_decay": 0.4}
-    lb.train(tiny(autoencoder=stages, joint=stages), tmp_path / "run", quiet=True)
+        monkeypatch.setattr(stages, kind, lambda x, form, amount, generator: seen.append(amount) or x)
+    settings = {"epochs": 5, "batch_size": 399, "decay": 1.0, "shift": 0.5, "distort": 2.0, "augmentation_decay": 0.4}
+    lb.train(tiny(autoencoder=settings, joint=settings), tmp_path / "run", quiet=True)
     assert len(seen) == 2 * 2 * 15  # two stages, two kinds, five epochs of three steps
     left = [1.0] * 9 + [1 - step / 6 for step in range(6)]
     for stage in (seen[:30], seen[30:]):

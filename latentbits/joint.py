@@ -1,0 +1,109 @@
+"""Stage 3: encoder, decoder and prior together by one of the objectives (section 3.2)."""
+
+import contextlib
+import math
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Adamax
+
+from . import distributed
+from .config import JointConfig
+from .gibbs import bfloat16_products
+from .model import GaussianModel, LatentModel, Products
+from .objectives import Losses, iwae_losses, joint_losses, relaxed_losses
+from .rbm import RBM
+from .session import Session, steps_per_epoch
+from .stages import augment, group, rate_factor, set_rates, shrink, validate_nll
+from .tempering import Chains
+
+
+def samples_at(step: int, steps: int, config: JointConfig) -> int:
+    """K of a step: it rises geometrically from ``first_samples`` to ``samples``, which the last half has."""
+    if not config.first_samples:
+        return config.samples
+    share = min(1.0, 2 * step / steps)
+    return round(config.first_samples * math.pow(config.samples / config.first_samples, share))
+
+
+def stage_losses(
+    model: LatentModel, x: Tensor, z_negative: Tensor, config: JointConfig, samples: int, generator: torch.Generator,
+    products: Products,
+) -> Losses:  # fmt: skip
+    """The losses of a batch x (B, D) by the objective that the configuration names."""
+    if config.objective == "relaxed":
+        return relaxed_losses(model, x, z_negative, config.relaxation, config.dropout, generator, products)
+    if isinstance(model, GaussianModel):
+        return iwae_losses(model, x, samples, config.backward_samples, config.dropout, generator, products)
+    return joint_losses(
+        model, x, z_negative, config.objective, samples, config.backward_samples,
+        config.dropout, generator, products, config.sleep, -(-config.dreams // distributed.world().size),
+    )  # fmt: skip
+
+
+def train_joint(session: Session, model: LatentModel, config: JointConfig, stage: str = "joint") -> None:
+    """Stage 3, or its warm start: encoder, decoder and prior together."""
+    state, splits, prior = session.state, session.splits, model.prior
+    make = Adam if config.optimizer == "adam" else Adamax
+    nets = make(
+        [
+            group(model.encoder.parameters(), config.encoder_learning_rate),
+            group(model.decoder.parameters(), config.decoder_learning_rate),
+        ]
+    )
+    sgd = SGD([group(prior.parameters(), config.prior_learning_rate)])
+    state.begin(stage, {"nets": nets, "prior": sgd}, config.average)
+    if state.step == 0:
+        first = torch.arange(config.chains) % len(splits.train)
+        with torch.no_grad():
+            x = splits.train[distributed.share(first)].float()
+            z = model.posterior(x).sample(generator=state.generator)
+        state.chains = Chains.begin(prior, z, config.temperatures, state.generator)
+    steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
+    products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
+
+    for batch in session.batches(
+        stage,
+        splits.train,
+        config.epochs,
+        config.batch_size,
+        lambda epoch: validate_nll(session, epoch, config.epochs),
+    ):
+        factor = rate_factor(state.step, steps, config.decay)
+        set_rates(nets, factor)
+        set_rates(sgd, factor)
+        assert state.chains is not None
+        z_negative = state.chains.advance(prior, config.gibbs_steps, state.generator)
+        K = samples_at(state.step, steps, config)
+        x = augment(
+            batch, splits.form, config, rate_factor(state.step, steps, config.augmentation_decay), state.generator
+        )
+        losses = stage_losses(model, x, z_negative, config, K, state.generator, products)
+        nets.zero_grad()
+        sgd.zero_grad()
+        with products():
+            (losses.decoder + losses.encoder).backward()
+        if losses.prior.requires_grad:
+            losses.prior.backward()
+        distributed.average_gradients(model.parameters())
+        if config.centered and isinstance(prior, RBM):
+            center(prior, z_negative)
+        nets.step()
+        sgd.step()
+        shrink(model, config.weight_decay * factor)
+        if state.average is not None:
+            state.average.update_parameters(model)
+        session.record(
+            bound=losses.bound,
+            decoder_loss=losses.decoder.detach(),
+            free_energy_gap=losses.prior.detach(),
+            effective_sample_size=losses.effective_sample_size,
+        )
+
+
+@torch.no_grad()
+def center(prior: RBM, z_negative: Tensor) -> None:
+    """Center the prior's gradient at the chains' mean bits; z_negative (N, M) is this process's share of them."""
+    means = torch.cat([z_negative.mean(0), prior.hidden_logits(z_negative).sigmoid().mean(0)])
+    means = distributed.total(means) / distributed.world().size
+    prior.center_gradient(*means.split([prior.visible, prior.hidden]))

@@ -1,0 +1,74 @@
+"""What the stages of training share: learning rates over time, augmentation, weight decay, quick validation."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .config import AutoencoderConfig, JointConfig
+from .evaluate import fit_prior_base, quick_nll
+from .model import LatentModel
+from .nets import weight_matrices
+from .session import Session
+from .splits import Form, distort, shift
+
+
+def rate_factor(step: int, steps: int, decay: float) -> float:
+    """1, then falling linearly to 0 over the last share ``decay`` of the steps."""
+    left = (steps - step) / steps
+    return min(1.0, left / decay) if decay else 1.0
+
+
+def set_rates(optimizer: Optimizer, factor: float) -> None:
+    """Multiply each group's first learning rate by a factor."""
+    for each in optimizer.param_groups:
+        each["lr"] = each["initial_lr"] * factor
+
+
+def group(parameters: Any, rate: float, **options: float) -> dict[str, Any]:
+    """Parameters of an optimizer with a first learning rate, which :func:`set_rates` scales."""
+    return {"params": list(parameters), "lr": rate, "initial_lr": rate, **options}
+
+
+def augment(
+    x: Tensor, form: Form, config: AutoencoderConfig | JointConfig, share: float, generator: torch.Generator
+) -> Tensor:
+    """Training images (B, D) moved and bent by a share of what a stage's settings ask for, in float."""
+    return distort(shift(x, form, config.shift * share, generator), form, config.distort * share, generator).float()
+
+
+@torch.no_grad()
+def shrink(model: LatentModel, amount: float) -> None:
+    """Decoupled weight decay of the networks' weight matrices."""
+    if amount:
+        for net in (model.encoder, model.decoder):
+            torch._foreach_mul_(weight_matrices(net), 1 - amount)
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Let batch normalization use its running statistics, and leave them as they are."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float | None]:
+    """The quick validation NLL every so many epochs and after the last; keeps the best weights."""
+    config, state, splits = session.config, session.state, session.splits
+    if config.validation.keep and state.stage == "joint" and epoch % config.validation.keep == 0:
+        with evaluating(state.evaluated):
+            fit_prior_base(state.evaluated, splits.train)
+        session.save_weights(f"joint-{epoch:04d}", {"stage": "joint", "step": str(state.step)})
+    if epoch % config.validation.every and epoch != epochs:
+        return {}
+    with evaluating(state.evaluated):
+        nll, error = quick_nll(state.evaluated, splits.valid, splits.train, config.validation, config.seed)
+    session.consider(nll)
+    return {"valid_nll": nll, "log_partition_error": error}
