@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from .fused import bernoulli, bernoulli_log_prob, softplus_sum, standard_normal, uniform
+from .fused import (
+    bernoulli,
+    bernoulli_log_prob,
+    is_on_cpu,
+    mixture_log_prob,
+    softplus_sum,
+    standard_normal,
+    uniform,
+)
 
 
 class Bits(Independent[Bernoulli]):
@@ -90,7 +98,7 @@ class LogisticMixture(Distribution):
         self.log_scale = parts.narrow(-4, 1 + channels, channels).clamp(min=self.LEAST_LOG_SCALE)
         self.coefficients = parts.narrow(-4, 1 + 2 * channels, each - 1 - 2 * channels).tanh()
         super().__init__(torch.Size(batch), torch.Size([channels * height * width]), validate_args=False)
-        self.channels, self.size = channels, (height, width)
+        self.parameters, self.channels, self.size = parameters, channels, (height, width)
 
     @staticmethod
     def parameters_each(channels: int) -> int:
@@ -109,6 +117,9 @@ class LogisticMixture(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of images (*, D) with levels 0 to 255, D = channels * H * W, in nats, with shape (*)."""
+        one_image_a_row = value.dim() == 2 and self.batch_shape[-1:] == value.shape[:1]
+        if self.channels == 3 and one_image_a_row and is_on_cpu(self.parameters) and not value.requires_grad:
+            return mixture_log_prob(value, self.parameters)
         x = value.unflatten(-1, (self.channels, 1, *self.size)).to(self.logits) / 127.5 - 1
         inverse_scale = (-self.log_scale).exp()
         centered = (x - self._means(x)) * inverse_scale

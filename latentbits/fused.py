@@ -298,6 +298,53 @@ def elu(x: Tensor) -> Tensor:
     return cast(Tensor, _ELU.apply(x))
 
 
+class _MixtureLogProb(torch.autograd.Function):
+    """The log-probability of x (B, 3 H W) under mixtures (*, B, P, H, W), and its gradient by their parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, parameters)
+        data, rows = _planes(x), parameters.detach().flatten(-2).flatten(0, -3).contiguous().numpy()
+        out = np.empty(len(rows))
+        spans = _blocks_of_rows(len(rows), rows[0].size)
+        for_spans(lambda i: kernels.mixture_log_prob(data, rows[spans[i]], spans[i].start, out[spans[i]]), len(spans))
+        return torch.from_numpy(out).to(parameters.dtype).view(parameters.shape[:-3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        x, parameters = ctx.saved_tensors
+        data, rows = _planes(x), parameters.detach().flatten(-2).flatten(0, -3).contiguous().numpy()
+        g, out = gradient.contiguous().view(-1).numpy(), torch.empty(rows.shape)
+        to, spans = out.numpy(), _blocks_of_rows(len(rows), rows[0].size)
+        for_spans(
+            lambda i: kernels.mixture_log_prob_gradient(
+                data, rows[spans[i]], spans[i].start, g[spans[i]], to[spans[i]]
+            ),
+            len(spans),
+        )
+        return None, out.view(parameters.shape)
+
+
+def _planes(x: Tensor) -> np.ndarray:
+    """Colour images of 256 levels (B, 3 P) as an array (B, 3, P) scaled to [-1, 1]."""
+    planes: np.ndarray = (x.detach().float() / 127.5 - 1).unflatten(-1, (3, -1)).contiguous().numpy()
+    return planes
+
+
+def mixture_log_prob(x: Tensor, parameters: Tensor) -> Tensor:
+    """Log-probability of colour images under discretized mixtures of logistics, in nats, by compiled loops.
+
+    Arguments:
+        x: Levels 0 to 255, with shape (B, 3 H W).
+        parameters: As of ``LogisticMixture``, float32 on the CPU, with shape (K, B, P, H, W) or (B, P, H, W).
+
+    Returns:
+        Log-probabilities, with shape (K, B) or (B,).
+    """
+    return cast(Tensor, _MixtureLogProb.apply(x, parameters))
+
+
 def generator_device(generator: torch.Generator | None, like: Tensor) -> torch.device:
     """Where a generator draws: its own device, or that of a tensor (*) if it is None and the default one serves."""
     return like.device if generator is None else generator.device

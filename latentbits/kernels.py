@@ -38,7 +38,7 @@ _LOG2_E = _f32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = _f32(0.693359375), _f32(-2.12194440e-4)
 _E2, _E3, _E4, _E5, _E6 = (_f32(1 / math.factorial(n)) for n in (2, 3, 4, 5, 6))
 _ZERO, _HALF, _ONE, _LIMIT = _f32(0), _f32(0.5), _f32(1), _f32(80)
-_SMALL = _f32(1 / 256)
+_SMALL, _TINY = _f32(1 / 256), _f32(1e-18)
 
 # log(1 + e) = 2 atanh(e / (2 + e)), odd series in s = e / (2 + e) <= 1/3; s^15 / 15 < 5e-9.
 _A1, _A3, _A5, _A7, _A9, _A11, _A13 = (_f32(2 / n) for n in (1, 3, 5, 7, 9, 11, 13))
@@ -116,7 +116,7 @@ def _softplus(x):
     """log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))."""
     e = _exp(-min(abs(x), _LIMIT))
     s = e / (_ONE + _ONE + e)
-    s2 = s * s
+    s2 = max(s, _TINY) ** 2  # a square that underflows takes ten times as long
     series = (((((_A13 * s2 + _A11) * s2 + _A9) * s2 + _A7) * s2 + _A5) * s2 + _A3) * s2 + _A1
     return max(x, _ZERO) + s * series
 
@@ -426,3 +426,240 @@ def elu_gradient(y, g, out):
     for i in range(y.size):
         value, slope = _from_bfloat16(y[i]), _from_bfloat16(g[i])
         out[i] = _to_bfloat16(slope if value > _ZERO else slope * (value + _ONE))
+
+
+# log(2 / 255), of which the width of a level is made
+_LOG_LEVEL = _f32(math.log(2 / 255))
+_LEVEL, _LEAST_LOG_SCALE, _MOST_LOG_SCALE = _f32(1 / 127.5), _f32(-7), _f32(60)
+_THIRD_SHARE, _FOURTH_SHARE = _f32(1 / 6), _f32(1 / 24)
+_PIXELS_AT_ONCE, _NO_SHARE = 128, _f32(60)
+_SQRT_HALF_BITS = _i32(0x3F3504F3)
+_EDGE, _TWO, _TANH_LIMIT = _f32(0.999), _f32(2), _f32(20)
+
+
+@njit(inline="always")
+def _log(w):
+    """log(w) for normal w > 0, relative error of w below 1e-7."""
+    bits: Any = _float_to_bits(w)
+    k = (bits - _SQRT_HALF_BITS) >> _i32(23)
+    m = _bits_to_float(bits - (k << _i32(23)))  # between sqrt(1/2) and sqrt(2)
+    s = (m - _ONE) / (m + _ONE)
+    s2 = s * s
+    series = (((_A9 * s2 + _A7) * s2 + _A5) * s2 + _A3) * s2 + _A1
+    return _f32(k) * _LN2_HIGH + (_f32(k) * _LN2_LOW + s * series)
+
+
+@njit(inline="always")
+def _tanh(x):
+    return _ONE - _TWO / (_ONE + _exp(_TWO * min(max(x, -_TANH_LIMIT), _TANH_LIMIT)))
+
+
+@njit(inline="always")
+def _log_level_width(log_scale, t):
+    """log(1 - exp(-t)) where t = 2 exp(-log_scale) / 255, up to 8.6: the log of t, and of what is left."""
+    left = (_ONE - _exp(-t)) / t
+    if t < _LARGEST_IN_SERIES:
+        left = _ONE - t * (_HALF - t * (_THIRD_SHARE - t * _FOURTH_SHARE))
+    return _LOG_LEVEL - log_scale + _log(left)
+
+
+@njit(inline="always")
+def _level_log_prob(x, mean, log_scale):
+    """log P of a level x, scaled to [-1, 1], under a discretized logistic; NaN where a parameter is."""
+    clamped = min(max(log_scale, _LEAST_LOG_SCALE), _MOST_LOG_SCALE)
+    inverse = _exp(-clamped)
+    centered, half = (x - mean) * inverse, inverse * _LEVEL * _HALF
+    below, above = -_softplus(-centered - half), -_softplus(centered - half)
+    if x < -_EDGE:
+        above = _ZERO
+    if x > _EDGE:
+        below = _ZERO
+    width = _log_level_width(clamped, _TWO * half) if abs(x) < _EDGE else _ZERO
+    return below + above + width + _ZERO * (mean + log_scale)
+
+
+@njit(inline="always")
+def _level_gradient(x, mean, log_scale):
+    """Derivatives of the above by mean and log scale."""
+    clamped = min(max(log_scale, _LEAST_LOG_SCALE), _MOST_LOG_SCALE)
+    inverse = _exp(-clamped)
+    centered, half = (x - mean) * inverse, inverse * _LEVEL * _HALF
+    down, up = _sigmoid(-centered - half), _sigmoid(centered - half)
+    if x < -_EDGE:
+        up = _ZERO
+    if x > _EDGE:
+        down = _ZERO
+    t = _TWO * half
+    # t / (exp(t) - 1), by its series where the difference would lose its digits
+    width = t * _exp(-t) / (_ONE - _exp(-t))
+    if t < _LARGEST_IN_SERIES:
+        width = _ONE - t * (_HALF - t * _f32(1 / 12))
+    if abs(x) > _EDGE:
+        width = _ZERO
+    slope = up * (half - centered) + down * (centered + half) + width
+    if log_scale < _LEAST_LOG_SCALE:
+        slope = _ZERO
+    return inverse * (up - down), -slope
+
+
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _add_level(x, mean, log_scale, to):
+    """Add the log-probability of one channel's levels."""
+    _wide_vectors()
+    for j in range(to.size):
+        to[j] += _level_log_prob(x[j], mean[j], log_scale[j])
+
+
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _gradient_of_level(x, mean, log_scale, share, by_mean, by_scale):
+    """A share of the derivatives of the log-probability of one channel's levels."""
+    _wide_vectors()
+    for j in range(share.size):
+        by, scale = _level_gradient(x[j], mean[j], log_scale[j])
+        by_mean[j] = share[j] * by
+        by_scale[j] = share[j] * scale
+
+
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _moved_means(loc, coefficient, x, out):
+    """``out = loc + tanh(coefficient) * x``."""
+    _wide_vectors()
+    for j in range(out.size):
+        out[j] = loc[j] + _tanh(coefficient[j]) * x[j]
+
+
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _gradient_of_coefficient(coefficient, x, by_mean, out):
+    """The derivative by a coefficient, given that by the mean."""
+    _wide_vectors()
+    for j in range(out.size):
+        slope = _tanh(coefficient[j])
+        out[j] = by_mean[j] * x[j] * (_ONE - slope * slope)
+
+
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _raise_to(largest, terms):
+    _wide_vectors()
+    for j in range(largest.size):
+        largest[j] = max(largest[j], terms[j])
+
+
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _add_exp(total, terms, largest):
+    _wide_vectors()
+    for j in range(total.size):
+        total[j] += _exp(max(terms[j] - largest[j], -_NO_SHARE))
+
+
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _add_log(largest, total):
+    _wide_vectors()
+    for j in range(largest.size):
+        largest[j] += _log(total[j])
+
+
+@njit(nogil=True)
+def _log_sum_exp(terms, count, begin, end, total, out):
+    """``out = log sum_c exp(terms[c, begin:end])`` over the rows c < count; total is scratch."""
+    _copy(terms[0][begin:end], out)
+    for c in range(1, count):
+        _raise_to(out, terms[c][begin:end])
+    total[:] = _ZERO
+    for c in range(count):
+        _add_exp(total, terms[c][begin:end], out)
+    _add_log(out, total)
+
+
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+def _add_shares(terms, sums, g, out):
+    """Add ``g * exp(terms - sums)``."""
+    _wide_vectors()
+    for j in range(out.size):
+        out[j] += g * _exp(max(terms[j] - sums[j], -_NO_SHARE))
+
+
+@njit(nogil=True)
+def _component(x, own, c, begin, end, green, blue, out):
+    """Log of component c's weight, not normalised, and probability, at pixels begin to end; and two channels' means.
+
+    Data x (3, pixels), one row's parameters own (10 C, pixels); the others have shape (end - begin,).
+    """
+    C = len(own) // 10
+    at_red, at_green, at_blue = x[0][begin:end], x[1][begin:end], x[2][begin:end]
+    _moved_means(own[2 * C + c][begin:end], own[7 * C + c][begin:end], at_red, green)
+    _moved_means(own[3 * C + c][begin:end], own[8 * C + c][begin:end], at_red, blue)
+    _moved_means(blue, own[9 * C + c][begin:end], at_green, blue)
+    _copy(own[c][begin:end], out)
+    _add_level(at_red, own[C + c][begin:end], own[4 * C + c][begin:end], out)
+    _add_level(at_green, green, own[5 * C + c][begin:end], out)
+    _add_level(at_blue, blue, own[6 * C + c][begin:end], out)
+
+
+@njit(nogil=True)
+def _component_gradient(x, own, c, begin, end, green, blue, share, to):
+    """A share (end - begin,) of the gradient of the above by component c's means, scales and coefficients."""
+    C = len(own) // 10
+    at_red, at_green, at_blue = x[0][begin:end], x[1][begin:end], x[2][begin:end]
+    by_green, by_blue = to[2 * C + c][begin:end], to[3 * C + c][begin:end]
+    red = own[C + c][begin:end]
+    _gradient_of_level(at_red, red, own[4 * C + c][begin:end], share, to[C + c][begin:end], to[4 * C + c][begin:end])
+    _gradient_of_level(at_green, green, own[5 * C + c][begin:end], share, by_green, to[5 * C + c][begin:end])
+    _gradient_of_level(at_blue, blue, own[6 * C + c][begin:end], share, by_blue, to[6 * C + c][begin:end])
+    _gradient_of_coefficient(own[7 * C + c][begin:end], at_red, by_green, to[7 * C + c][begin:end])
+    _gradient_of_coefficient(own[8 * C + c][begin:end], at_red, by_blue, to[8 * C + c][begin:end])
+    _gradient_of_coefficient(own[9 * C + c][begin:end], at_green, by_blue, to[9 * C + c][begin:end])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def mixture_log_prob(x, parameters, first, out):
+    """Log-probabilities of colour images under discretized mixtures of C logistics, in nats.
+
+    Row ``i`` of the parameters belongs to datum ``(first + i) % B``.
+
+    Arguments:
+        x: Levels scaled to [-1, 1], with shape (B, 3, pixels).
+        parameters: As of ``LogisticMixture``, with shape (N, 10 * C, pixels).
+        first: Position of the first row in the flattened (K, B) layout.
+        out: Log-probabilities, with shape (N,), float64.
+    """
+    _wide_vectors()
+    C, pixels = parameters.shape[1] // 10, x.shape[2]
+    terms, scratch = np.empty((C, _PIXELS_AT_ONCE), _f32), np.empty((4, _PIXELS_AT_ONCE), _f32)
+    for i in range(len(parameters)):
+        image, own, total = x[(first + i) % len(x)], parameters[i], 0.0
+        for begin in range(0, pixels, _PIXELS_AT_ONCE):
+            end = min(begin + _PIXELS_AT_ONCE, pixels)
+            n = end - begin
+            spent, sums, green, blue = scratch[0][:n], scratch[1][:n], scratch[2][:n], scratch[3][:n]
+            for c in range(C):
+                _component(image, own, c, begin, end, green, blue, terms[c][:n])
+            _log_sum_exp(terms, C, 0, n, spent, sums)
+            total += _sum(sums)
+            _log_sum_exp(own, C, begin, end, spent, sums)
+            total -= _sum(sums)
+        out[i] = total
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def mixture_log_prob_gradient(x, parameters, first, g, out):
+    """The gradient of the above by the parameters, times ``g[i]``; out as the parameters."""
+    _wide_vectors()
+    C, pixels = parameters.shape[1] // 10, x.shape[2]
+    terms, scratch = np.empty((C, _PIXELS_AT_ONCE), _f32), np.empty((4, _PIXELS_AT_ONCE), _f32)
+    greens, blues = np.empty((C, _PIXELS_AT_ONCE), _f32), np.empty((C, _PIXELS_AT_ONCE), _f32)
+    for i in range(len(parameters)):
+        image, own, to = x[(first + i) % len(x)], parameters[i], out[i]
+        for begin in range(0, pixels, _PIXELS_AT_ONCE):
+            end = min(begin + _PIXELS_AT_ONCE, pixels)
+            n = end - begin
+            spent, sums, weights, share = scratch[0][:n], scratch[1][:n], scratch[2][:n], scratch[3][:n]
+            for c in range(C):
+                _component(image, own, c, begin, end, greens[c][:n], blues[c][:n], terms[c][:n])
+            _log_sum_exp(terms, C, 0, n, spent, sums)
+            _log_sum_exp(own, C, begin, end, spent, weights)
+            for c in range(C):
+                share[:] = _ZERO
+                _add_shares(terms[c][:n], sums, g[i], share)
+                _copy(share, to[c][begin:end])
+                _add_shares(own[c][begin:end], weights, -g[i], to[c][begin:end])
+                _component_gradient(image, own, c, begin, end, greens[c][:n], blues[c][:n], share, to)

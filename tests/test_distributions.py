@@ -66,8 +66,8 @@ def test_log_prob_is_the_oracles(channels, seed):
 
 @pytest.mark.parametrize("log_scale", [-9.0, -5.0, -1.0, 3.0])
 @pytest.mark.parametrize("channel", [0, 1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_each_conditional_sums_to_one(channel, log_scale, dtype):
+@pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, True), (torch.float32, False), (torch.float64, False)])
+def test_each_conditional_sums_to_one(channel, log_scale, dtype, fused):
     """The levels of a sub-pixel, and of those after it, sum to the probability of the earlier ones."""
     parameters = random_parameters(3, log_scale=log_scale, seed=7).to(dtype)
     every = torch.arange(256.0)
@@ -80,6 +80,8 @@ def test_each_conditional_sums_to_one(channel, log_scale, dtype):
         rest = torch.cartesian_prod(*[every] * (3 - channel)).view(-1, 3 - channel)
         levels = torch.cat([first[:channel].float().expand(len(rest), -1), rest], 1)
         expected = tables[0][first[0]] * (tables[1][first[1]] if channel == 2 else 1.0)
+    if fused:  # one row of parameters for each image, which the compiled loops want
+        parameters = parameters.expand(len(levels), -1, -1, -1)
     total = float(LogisticMixture(parameters, 1 if channel == 0 else 3).log_prob(levels).double().logsumexp(0).exp())
     # in float32 the earlier levels' own probability is that far from the oracle's, where scales are small
     tolerance = 1e-9 if dtype == torch.float64 else 1e-5 if channel == 0 else 5e-5
@@ -97,6 +99,45 @@ def test_extreme_parameters_stay_finite_with_gradients():
             assert log_p.isfinite().all()
             log_p.sum().backward()
             assert parameters.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (11, 12), (16, 17)])
+@pytest.mark.parametrize("spread", [0.3, 1.0])
+def test_compiled_loops_agree_with_float64(size, spread, threads, with_threads):
+    """Values and gradients of (K, B) rows, at both edges, inside, and where the scale is held at its least."""
+    with_threads(threads)
+    K, B = 3, 5
+    parameters = random_parameters(3, (K, B), size, seed=8) * spread
+    parameters.view(K, B, 10, COMPONENTS, *size)[0, :, 4:7, 0] = -9.0
+    levels = torch.randint(0, 256, (B, 3 * size[0] * size[1]), generator=seeded(9)).float()
+    levels[0], levels[1], levels[2, ::2] = 0.0, 255.0, 255.0
+    g = torch.randn(K, B, generator=seeded(10))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        own = parameters.to(dtype).requires_grad_()
+        log_p = LogisticMixture(own).log_prob(levels.to(dtype))
+        found.append((log_p.detach().double(), torch.autograd.grad(log_p, own, g.to(dtype))[0].double()))
+    (value, slope), (exact, exact_slope) = found
+    assert value.shape == (K, B)
+    torch.testing.assert_close(value, exact, rtol=1e-5, atol=1e-3)
+    held = slope.view(K, B, 10, COMPONENTS, -1)[0, :, 4:7, 0]
+    assert not held.any()
+    # a level far from a sharp mean has a share of e^-10 of the pixel, known to 1e-3 of itself in float32
+    torch.testing.assert_close(slope, exact_slope, rtol=2e-2, atol=2e-3 * float(exact_slope.abs().mean()))
+
+
+def test_images_of_other_shapes_go_the_plain_way():
+    """One image under many mixtures, many under one."""
+    parameters = random_parameters(3, (4,), (2, 2), seed=11)
+    levels = torch.randint(0, 256, (6, 12), generator=seeded(12)).float()
+    for i in range(4):
+        one = LogisticMixture(parameters[i])
+        several = one.log_prob(levels)
+        assert several.shape == (6,)
+        rows = LogisticMixture(parameters[i].expand(6, -1, -1, -1)).log_prob(levels)
+        torch.testing.assert_close(several, rows, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(one.log_prob(levels[0]), several[0])
 
 
 def test_gradient_by_finite_differences():
