@@ -22,6 +22,7 @@ from . import __version__, colour, data, distributed
 from .config import Config
 from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
 from .files import FileError, write_atomically
+from .model import WGAN, LatentModel
 from .progress import Display
 from .rbm import RBM
 from .recipes import RECIPES
@@ -202,7 +203,7 @@ def evaluate_run(
     check_device(device)
     with distributed.processes(device):
         is_first = distributed.world().is_first
-        model = load(run, weights).to(device)
+        model = load_to_evaluate(run, weights).to(device)
         if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
             raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
         splits = data.load(folder.config.data, data_dir)
@@ -219,6 +220,14 @@ def evaluate_run(
     shutil.rmtree(unfinished, ignore_errors=True)
     console.print(evaluation_table(evaluation))
     say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
+
+
+def load_to_evaluate(run: Path, weights: str) -> LatentModel | RBM:
+    """A run's model, if it has a likelihood."""
+    model = load(run, weights)
+    if isinstance(model, WGAN):
+        raise UsageError(f"{run}: a GAN has no likelihood to evaluate; `latentbits sample {run}` draws from it")
+    return model
 
 
 def check_options(counts: Counts, images: int | None) -> None:
@@ -276,7 +285,7 @@ def curve_run(
                 continue
             started, generator = time.monotonic(), torch.Generator(device).manual_seed(seed)
             with Display(quiet=not is_first) as display:
-                model = load(run, name).to(device)
+                model = load_to_evaluate(run, name).to(device)
                 evaluation = evaluate(model, x[:images], split, counts, generator=generator, report=display.share)
             counted, seconds = (len(x[:images]), len(x)), time.monotonic() - started
             epoch = int(name.removeprefix("joint-"))

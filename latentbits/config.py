@@ -31,17 +31,19 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Sizes of the networks and of the prior."""
 
-    network: Literal["mlp", "resnet", "none"] = Field(
-        "mlp", description="encoder and decoder; none trains the prior on the data itself"
+    network: Literal["mlp", "resnet", "dcgan", "none"] = Field(
+        "mlp",
+        description="encoder and decoder; dcgan is a generator and a critic; none trains the prior on the data itself",
     )
     layers: tuple[int, ...] = Field(
         (200, 200, 100, 100), description="hidden layers of an mlp's encoder; the decoder mirrors them"
     )
     maps: tuple[int, ...] = Field(
-        (25, 50, 50), description="feature maps of a resnet's blocks; the decoder mirrors them"
+        (25, 50, 50), description="feature maps of a resnet's blocks, or a critic's layers; the decoder mirrors them"
     )
     repeats: int = Field(2, ge=1, description="how often each block of a resnet stands")
     fully_connected: bool = Field(True, description="whether a linear layer joins a resnet's blocks and the latents")
+    components: int = Field(10, ge=1, description="logistics in a pixel's mixture, for images of 256 levels")
     norm: Literal["weight", "batch", "none"] = Field("weight", description="normalization in a resnet")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of a resnet's layers, in training and evaluation alike; parameters are kept in float32"
@@ -194,6 +196,17 @@ class JointConfig(Section):
         return self
 
 
+class AdversarialConfig(Section):
+    """A Wasserstein GAN's only stage. Skipped if epochs is 0."""
+
+    epochs: int = Field(0, ge=0, description="of the critic")
+    batch_size: int = Field(64, ge=1)
+    critic_steps: int = Field(5, ge=1, description="of the critic for each of the generator")
+    learning_rate: float = Field(5e-5, gt=0, description="of RMSprop")
+    clip: float = Field(0.01, gt=0, description="largest absolute value of the critic's weights")
+    average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights that is kept")
+
+
 class ValidationConfig(Section):
     """The quick estimate after an epoch, for choosing weights; `latentbits evaluate` does the careful one."""
 
@@ -221,6 +234,7 @@ class Config(Section):
     rbm: RBMConfig = RBMConfig()
     warm_start: JointConfig = JointConfig(objective="relaxed", samples=1, epochs=0)
     joint: JointConfig = JointConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     validation: ValidationConfig = ValidationConfig()
 
     @model_validator(mode="after")
@@ -233,6 +247,11 @@ class Config(Section):
                 )
             if self.model.prior != "rbm":
                 raise ValueError("model.network=none needs model.prior=rbm")
+        is_gan = self.model.network == "dcgan"
+        if self.adversarial.epochs and not is_gan:
+            raise ValueError(f"adversarial.epochs: is for model.network=dcgan, got {self.model.network}")
+        if is_gan and (self.joint.epochs or self.model.prior != "normal"):
+            raise ValueError("model.network=dcgan has its own stage: set joint.epochs=0 and model.prior=normal")
         if self.model.prior == "normal" and (self.autoencoder.epochs or self.rbm.epochs or self.warm_start.epochs):
             raise ValueError(
                 "model.prior=normal has no bits to pretrain: set autoencoder.epochs=0, rbm.cd_epochs=0, "
@@ -246,9 +265,9 @@ class Config(Section):
                 )
             if stage.epochs and stage.centered and self.model.prior != "rbm":
                 raise ValueError(f"{name}.centered: is for model.prior=rbm, got {self.model.prior}")
-        if self.data.name in COLOUR and self.model.network != "resnet":
+        if self.data.name in COLOUR and self.model.network not in ("resnet", "dcgan"):
             raise ValueError(
-                f"model.network: expected resnet for {self.data.name}, whose pixels are not bits, got "
+                f"model.network: expected resnet or dcgan for {self.data.name}, whose pixels are not bits, got "
                 f"{self.model.network}"
             )
         return self

@@ -21,7 +21,7 @@ from torch import Tensor
 from .config import ModelConfig
 from .distributions import Bits, DiagonalNormal, LogisticMixture
 from .fused import generator_device
-from .nets import MLP, ResNetDecoder, ResNetEncoder
+from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .splits import Form
 from .tempering import sample_prior
@@ -33,7 +33,6 @@ ELEMENTS_PER_CHUNK = 2**24
 ELEMENTS_PER_SCORING = 2**21
 """Largest tensor that scoring samples makes at once: 8 MiB of float32, measured to be the fastest."""
 
-MIXTURE_COMPONENTS = 10
 """Logistics in the mixture for images of 256 levels, as in the paper."""
 
 Likelihood = Bits | LogisticMixture
@@ -274,7 +273,32 @@ class GaussianModel(LatentModel):
         return self.posterior(x.to(self.prior.visible_bias)).loc
 
 
-def build(config: ModelConfig, form: Form, generator: torch.Generator | None = None) -> LatentModel | RBM:
+class WGAN(nn.Module):
+    """A generator and its critic; it draws images and has no likelihood (Arjovsky et al. 2017).
+
+    Arguments:
+        generator: Latents (N, M) to images (N, D) in [-1, 1].
+        critic: Such images to a number each, (N, 1).
+        prior: A standard normal over M latents.
+        levels: Of the data.
+    """
+
+    def __init__(self, generator: nn.Module, critic: nn.Module, prior: NormalPrior, levels: int) -> None:
+        super().__init__()
+        self.generator, self.critic, self.prior, self.levels = generator, critic, prior, levels
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Images in the data's levels, between 0 and levels - 1, with shape (n, D)."""
+        parts = self.prior.sample(n, generator).split(100)
+        images: Tensor = torch.cat([self.generator(z) for z in parts])
+        return (images + 1) * (self.levels - 1) / 2
+
+
+Model = LatentModel | RBM | WGAN
+
+
+def build(config: ModelConfig, form: Form, generator: torch.Generator | None = None) -> Model:
     """A model with random weights for images of the given form.
 
     A configuration without networks gives the RBM alone, over the data themselves.
@@ -283,6 +307,9 @@ def build(config: ModelConfig, form: Form, generator: torch.Generator | None = N
         torch.manual_seed(0 if generator is None else int(torch.randint(2**31, (), generator=generator)))
         if config.network == "none":
             return RBM(form.dimensions, config.hidden)
+        if config.network == "dcgan":
+            generating = DCGenerator(form.image, config.maps, config.latent)
+            return WGAN(generating, DCCritic(form.image, config.maps), NormalPrior(config.latent), form.levels)
         continuous = config.prior == "normal"
         encoder, decoder = networks(config, form, config.latent * (2 if continuous else 1))
         family = Bits if form.levels == 2 else partial(LogisticMixture, channels=form.channels)
@@ -305,9 +332,11 @@ def networks(config: ModelConfig, form: Form, outputs: int) -> tuple[nn.Module, 
             MLP([form.dimensions, *config.layers, outputs], config.activation),
             MLP([config.latent, *reversed(config.layers), form.dimensions], config.activation),
         )
-    parameters = 0 if form.levels == 2 else MIXTURE_COMPONENTS * LogisticMixture.parameters_each(form.channels)
+    parameters = 0 if form.levels == 2 else config.components * LogisticMixture.parameters_each(form.channels)
     common = (config.repeats, config.fully_connected, config.norm, config.activation, config.precision)
+    # without a fully connected layer the last map has to give all outputs, of which a normal posterior wants two each
+    last = config.maps[-1] if config.fully_connected else config.maps[-1] * outputs // config.latent
     return (
-        ResNetEncoder(form.image, config.maps, outputs, *common, form.levels),
+        ResNetEncoder(form.image, (*config.maps[:-1], last), outputs, *common, form.levels),
         ResNetDecoder(form.image, config.maps, config.latent, parameters, *common),
     )

@@ -281,6 +281,51 @@ class ResNetDecoder(nn.Module):
         self.offset.copy_(offset)
 
 
+class DCGenerator(nn.Sequential):
+    """Latents (N, M) to images (N, D) in [-1, 1] by transposed convolutions (Radford et al. 2016).
+
+    Arguments:
+        image: Channels, height and width; D is their product.
+        maps: Feature maps of the critic's layers, which are used from the last to the first.
+        inputs: M.
+    """
+
+    def __init__(self, image: tuple[int, int, int], maps: Sequence[int], inputs: int) -> None:
+        channels, height, width = image
+        final = _quarters((height, width), len(maps))
+        first = nn.Linear(inputs, maps[-1] * final[0] * final[1])
+        layers: list[nn.Module] = [first, nn.Unflatten(1, (maps[-1], *final))]
+        for before, after in pairwise((*reversed(maps), channels)):
+            layers += [nn.BatchNorm2d(before), nn.ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
+        super().__init__(*layers, nn.Tanh(), nn.Flatten(1))
+
+
+class DCCritic(nn.Sequential):
+    """Images (N, D) in [-1, 1] to a number each, (N, 1), by strided convolutions (Radford et al. 2016).
+
+    Arguments:
+        image: Channels, height and width; D is their product.
+        maps: Feature maps of the layers, each of which halves the image.
+    """
+
+    def __init__(self, image: tuple[int, int, int], maps: Sequence[int]) -> None:
+        channels, height, width = image
+        final = _quarters((height, width), len(maps))
+        layers: list[nn.Module] = [nn.Unflatten(1, image)]
+        for before, after in pairwise((channels, *maps)):
+            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Flatten(1), nn.Linear(maps[-1] * final[0] * final[1], 1))
+
+
+def _quarters(size: tuple[int, int], count: int) -> tuple[int, int]:
+    """An image's size (H, W) after so many layers that halve it exactly."""
+    if any(length % 2**count for length in size):
+        raise ValueError(
+            f"model.maps: expected so many that {size[0]}x{size[1]} can be halved by each, got {count} of them"
+        )
+    return size[0] // 2**count, size[1] // 2**count
+
+
 def check_features(features: int, latents: int, fully_connected: bool, last_map: str) -> None:
     """Check that latents fit the last feature map.
 

@@ -153,7 +153,7 @@ def cd_steps(epoch: int, config: RBMConfig) -> int:
 
 def train_rbm(session: Session, config: RBMConfig) -> None:
     """Stage 2: the prior on bits z ~ q(z | x), or on the data where there are no networks."""
-    state, splits, model = session.state, session.splits, session.state.model
+    state, splits, model = session.state, session.splits, cast(LatentModel | RBM, session.state.model)
     prior = model if isinstance(model, RBM) else model.prior
     weights, biases = weight_matrices(prior), [p for p in prior.parameters() if p.dim() == 1]
     groups = [group(biases, config.learning_rate, momentum=config.momentum)]

@@ -20,8 +20,10 @@ STAGE_TITLES = {
     "rbm": "stage 2, prior",
     "warm_start": "stage 3, warm start",
     "joint": "stage 3, joint training",
+    "adversarial": "generator and critic",
 }
 _SHOWN = {
+    "distance": "distance by the critic {:.4f}",
     "reconstruction": "reconstruction {:.2f}",
     "reconstruction_hard_bits": "valid, hard bits {:.2f}",
     "bound": "L_K + log Z {:.2f}",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .config import (
+    AdversarialConfig,
     AutoencoderConfig,
     Config,
     DataConfig,
@@ -137,6 +138,151 @@ def mnist_mlp_iwae() -> Config:
     )
 
 
+def mnist_resnet() -> Config:
+    """The paper's residual networks on MNIST (Table 2): 25, 50, 50 maps, 200 bits, RBM 200x400, VIMCO."""
+    return Config(
+        recipe="mnist-resnet",
+        data=DataConfig(name="binarized-mnist"),
+        model=ModelConfig(network="resnet", maps=(25, 50, 50), repeats=2, precision="bfloat16"),
+        # cheap beside stage 3, and bent images keep it from overfitting
+        autoencoder=AutoencoderConfig(
+            epochs=25, shift=0.5, distort=1.5, augmentation_decay=0.5, scales=(1.0,), learning_rate=1e-3
+        ),
+        rbm=RBMConfig(cd_epochs=4, pcd_epochs=4, chains=500),
+        joint=JointConfig(
+            epochs=60,
+            samples=10,  # a fifth of the paper's: the decoder's forward pass over K samples is most of an epoch
+            first_samples=4,
+            backward_samples=2,
+            batch_size=100,
+            distort=1.5,
+            augmentation_decay=0.3,
+            sleep=0.5,
+            dreams=50,
+            chains=500,
+            encoder_learning_rate=5e-4,
+            decoder_learning_rate=5e-4,
+            prior_learning_rate=5e-3,
+        ),
+        validation=ValidationConfig(images=1000, samples=20, every=2, keep=10),
+    )
+
+
+def cifar10_resnet() -> Config:
+    """The paper's residual networks on CIFAR-10 (Table 3): 64, 128, 192, 256 maps, RBM 1024x2048, VIMCO, K = 10."""
+    return Config(
+        recipe="cifar10-resnet",
+        data=DataConfig(name="cifar10"),
+        model=ModelConfig(
+            network="resnet",
+            maps=(64, 128, 192, 256),
+            repeats=2,
+            fully_connected=False,
+            latent=1024,
+            hidden=2048,
+            precision="bfloat16",
+        ),
+        autoencoder=AutoencoderConfig(epochs=15, batch_size=32, scales=(1.0,)),
+        # a Gibbs step of this RBM costs as much as the decoder does for two images
+        rbm=RBMConfig(cd_epochs=3, cd_steps=10, pcd_epochs=3, pcd_steps=10, chains=100, learning_rate=0.02),
+        joint=JointConfig(
+            epochs=15,
+            samples=10,
+            first_samples=4,
+            backward_samples=2,
+            batch_size=32,
+            chains=100,
+            gibbs_steps=2,
+            encoder_learning_rate=3e-4,
+            decoder_learning_rate=3e-4,
+            prior_learning_rate=2e-3,
+        ),
+        validation=ValidationConfig(images=300, samples=10, ais_chains=100, ais_temperatures=1000),
+    )
+
+
+def imagenet64_resnet() -> Config:
+    """The paper's residual networks on ImageNet at 64x64 (Figure 3b): 64 to 256 maps, RBM 1024x2048, VIMCO."""
+    return _vary(
+        cifar10_resnet(),
+        "imagenet64-resnet",
+        data={"name": "imagenet64"},
+        model={"maps": (64, 128, 128, 256, 256), "repeats": 1},
+        autoencoder={"epochs": 2},
+        joint={"epochs": 2},
+    )
+
+
+# Likelihood for each operation: few maps where the image is large, blocks that do not repeat, half of the mixture's
+# components, K that begins small.
+SMALL: dict[str, dict[str, Any]] = {
+    "model": {"maps": (32, 64, 128, 256), "repeats": 1, "components": 5},
+    "joint": {"first_samples": 3, "samples": 6},
+}
+
+
+def cifar10_small() -> Config:
+    """CIFAR-10 at a size for two CPU cores: 32, 64, 128, 256 maps, RBM 1024x2048, VIMCO."""
+    return _vary(cifar10_resnet(), "cifar10-small", **SMALL)
+
+
+def natural64_small() -> Config:
+    """Photographs of 64x64 at a size for two CPU cores: 16 to 256 maps, RBM 1024x2048, VIMCO."""
+    small = _vary(cifar10_resnet(), "natural64-small", data={"name": "natural64"}, **SMALL)
+    return _vary(
+        small,
+        "natural64-small",
+        model={"maps": (16, 32, 64, 128, 256)},
+        autoencoder={"epochs": 60},
+        joint={"epochs": 40},
+    )
+
+
+def _iwae_twin(config: Config) -> Config:
+    """The same networks with continuous latents by IWAE, all of the epochs in its one stage."""
+    epochs = config.autoencoder.epochs + config.joint.epochs
+    return _vary(
+        config,
+        f"{config.recipe}-iwae",
+        **NO_PRETRAINING,
+        model={"prior": "normal"},
+        joint={"objective": "iwae", "epochs": epochs, "sleep": 0.0, "gibbs_steps": 1, "chains": 2},
+    )
+
+
+def mnist_resnet_iwae() -> Config:
+    """The continuous counterpart of mnist-resnet."""
+    return _iwae_twin(mnist_resnet())
+
+
+def cifar10_resnet_iwae() -> Config:
+    """The continuous counterpart of cifar10-resnet (Table 3): 1,024 normal latents."""
+    return _iwae_twin(cifar10_resnet())
+
+
+def imagenet64_resnet_iwae() -> Config:
+    """The continuous counterpart of imagenet64-resnet."""
+    return _iwae_twin(imagenet64_resnet())
+
+
+def cifar10_small_iwae() -> Config:
+    """The continuous counterpart of cifar10-small."""
+    return _iwae_twin(cifar10_small())
+
+
+def cifar10_wgan() -> Config:
+    """A Wasserstein GAN on CIFAR-10, for its samples beside the others' (Figure 4b)."""
+    return Config(
+        recipe="cifar10-wgan",
+        data=DataConfig(name="cifar10"),
+        model=ModelConfig(network="dcgan", maps=(64, 128, 256), latent=100, prior="normal"),
+        autoencoder=AutoencoderConfig(epochs=0),
+        rbm=RBMConfig(cd_epochs=0, pcd_epochs=0),
+        joint=JointConfig(epochs=0),
+        adversarial=AdversarialConfig(epochs=100),  # of the critic; the generator has a fifth of the steps
+    )
+
+
 def mnist_rbm() -> Config:
     """An RBM alone on the pixels, 784x500 (Salakhutdinov & Murray 2008): what AIS was first tried on."""
     return Config(
@@ -183,5 +329,15 @@ RECIPES = {
     "mnist-mlp-no-pretrain": Recipe(mnist_mlp_no_pretrain, "paper, Table 1", "not measured yet"),
     "mnist-mlp-bernoulli-prior": Recipe(mnist_mlp_bernoulli_prior, "an ablation", "not measured yet"),
     "mnist-mlp-iwae": Recipe(mnist_mlp_iwae, "Burda et al. 2015; paper, Table 1", "not measured yet"),
+    "mnist-resnet": Recipe(mnist_resnet, "paper, Table 2", "not measured yet"),
+    "mnist-resnet-iwae": Recipe(mnist_resnet_iwae, "its continuous twin", "not measured yet"),
+    "cifar10-resnet": Recipe(cifar10_resnet, "paper, Table 3", "not measured yet"),
+    "cifar10-resnet-iwae": Recipe(cifar10_resnet_iwae, "paper, Table 3", "not measured yet"),
+    "cifar10-small": Recipe(cifar10_small, "paper, Table 3, smaller", "not measured yet"),
+    "cifar10-small-iwae": Recipe(cifar10_small_iwae, "its continuous twin", "not measured yet"),
+    "cifar10-wgan": Recipe(cifar10_wgan, "Arjovsky et al. 2017; paper, Figure 4b", "not measured yet"),
+    "imagenet64-resnet": Recipe(imagenet64_resnet, "paper, Figure 3b", "not measured yet"),
+    "imagenet64-resnet-iwae": Recipe(imagenet64_resnet_iwae, "its continuous twin", "not measured yet"),
+    "natural64-small": Recipe(natural64_small, "paper, Figure 3b, smaller and on other data", "not measured yet"),
     "mnist-rbm": Recipe(mnist_rbm, "Salakhutdinov & Murray 2008", "39 minutes on 1 core: 88.2 nats, valid"),
 }

@@ -19,9 +19,8 @@ from rich.table import Table
 from torch import Tensor
 
 from .evaluate import IMAGES_AT_ONCE, Evaluation, Likelihood
-from .model import GaussianModel, LatentModel
+from .model import WGAN, GaussianModel, LatentModel, Model
 from .progress import STAGE_TITLES
-from .rbm import RBM
 from .runs import Run, load
 from .splits import Form, Splits
 from .tempering import sample_prior
@@ -225,10 +224,10 @@ def nearest(images: Tensor, x: Tensor) -> Tensor:
     return found
 
 
-def draw(
-    model: LatentModel | RBM, count: int, gibbs_steps: int, generator: torch.Generator, temperatures: int = 1
-) -> Tensor:
+def draw(model: Model, count: int, gibbs_steps: int, generator: torch.Generator, temperatures: int = 1) -> Tensor:
     """Means of the pixels (count, D) given bits from chains of the prior; see :meth:`LatentModel.sample`."""
+    if isinstance(model, WGAN):
+        return model.sample(count, generator)
     if isinstance(model, LatentModel):
         return model.sample(count, gibbs_steps, generator, temperatures)
     z = sample_prior(model, count, gibbs_steps, generator, temperatures)

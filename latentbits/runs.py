@@ -31,12 +31,11 @@ from safetensors.torch import save
 from .config import Config
 from .data import form_of
 from .files import FORMAT, FileError, load_state, write_atomically
-from .model import LatentModel, build
-from .rbm import RBM
+from .model import Model, build
 
 PRETRAINED_FOLDER = Path(__file__).parent / "pretrained"
 
-STAGES = ("autoencoder", "rbm", "warm_start", "joint")
+STAGES = ("autoencoder", "rbm", "warm_start", "joint", "adversarial")
 FINISHED = "finished"
 
 
@@ -207,7 +206,7 @@ def read_weights(path: Path, module: torch.nn.Module) -> None:
         raise RunError(f"{path}: does not hold the weights of this run's model ({error})") from error
 
 
-def load(path: Path | str, weights: str = "model") -> LatentModel | RBM:
+def load(path: Path | str, weights: str = "model") -> Model:
     """A trained model from a run folder, in evaluation mode.
 
     Arguments:
@@ -240,7 +239,7 @@ def pretrained_path(name: str) -> Path:
     return PRETRAINED_FOLDER / name
 
 
-def load_pretrained(name: str) -> LatentModel | RBM:
+def load_pretrained(name: str) -> Model:
     """A trained model that comes with the package, in evaluation mode; no training and no network.
 
     Arguments:

@@ -20,15 +20,14 @@ from . import distributed
 from .config import Config
 from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state, save_state
 from .fused import fork
-from .model import LatentModel
+from .model import Model
 from .progress import STAGE_TITLES, Display
-from .rbm import RBM
 from .runs import STAGES, Run, RunError
 from .splits import Splits
 from .tempering import Chains
 
 STEPS_BETWEEN_CHECKS = 50
-_STREAMS = {"autoencoder": 0, "rbm": 1, "joint": 2, "warm_start": 3_000_000_017}  # the last came later
+_STREAMS = {"autoencoder": 0, "rbm": 1, "joint": 2, "warm_start": 3_000_000_017, "adversarial": 4_000_000_007}
 
 
 class TrainingError(RuntimeError):
@@ -43,7 +42,7 @@ class Stopped(Exception):  # noqa: N818 (not an error)
 class State:
     """Everything that a checkpoint holds."""
 
-    model: LatentModel | RBM
+    model: Model
     generator: torch.Generator
     stage: str = STAGES[0]
     step: int = 0
@@ -117,9 +116,9 @@ class State:
         self.restored = {}
 
     @property
-    def evaluated(self) -> LatentModel | RBM:
+    def evaluated(self) -> Model:
         """The model that validation sees: the moving average where there is one."""
-        return self.model if self.average is None else cast(LatentModel | RBM, self.average.module)
+        return self.model if self.average is None else cast(Model, self.average.module)
 
 
 def origin(config: Config, splits: Splits) -> dict[str, Any]:

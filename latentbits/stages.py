@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from .config import AutoencoderConfig, JointConfig
 from .evaluate import fit_prior_base, quick_nll
 from .model import LatentModel
 from .nets import weight_matrices
+from .rbm import RBM
 from .session import Session
 from .splits import Form, distort, shift
 
@@ -62,13 +63,14 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float | None]:
     """The quick validation NLL every so many epochs and after the last; keeps the best weights."""
     config, state, splits = session.config, session.state, session.splits
+    model = cast(LatentModel | RBM, state.evaluated)
     if config.validation.keep and state.stage == "joint" and epoch % config.validation.keep == 0:
-        with evaluating(state.evaluated):
-            fit_prior_base(state.evaluated, splits.train)
+        with evaluating(model):
+            fit_prior_base(model, splits.train)
         session.save_weights(f"joint-{epoch:04d}", {"stage": "joint", "step": str(state.step)})
     if epoch % config.validation.every and epoch != epochs:
         return {}
-    with evaluating(state.evaluated):
-        nll, error = quick_nll(state.evaluated, splits.valid, splits.train, config.validation, config.seed)
+    with evaluating(model):
+        nll, error = quick_nll(model, splits.valid, splits.train, config.validation, config.seed)
     session.consider(nll)
     return {"valid_nll": nll, "log_partition_error": error}

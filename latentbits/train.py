@@ -20,10 +20,11 @@ from typing import cast
 import torch
 
 from . import data, distributed
+from .adversarial import train_wgan
 from .config import Config
 from .evaluate import fit_prior_base
 from .joint import train_joint
-from .model import LatentModel, build
+from .model import WGAN, LatentModel, build
 from .nets import MLP, Network, initialize_by_data
 from .pretrain import train_autoencoder, train_rbm
 from .progress import Display
@@ -191,6 +192,9 @@ def run_stages(session: Session) -> None:
     if config.joint.epochs and isinstance(model, LatentModel):
         train_joint(session, model, config.joint)
         end_stage(session, "joint")
+    if config.adversarial.epochs and isinstance(model, WGAN):
+        train_wgan(session, model, config.adversarial)
+        end_stage(session, "adversarial")
     if not (run.path / "model.safetensors").is_file():
         session.save_weights("model", {"stage": state.stage, "step": "0"})
     state.stage = FINISHED
