@@ -1,0 +1,166 @@
+"""What a step of each residual recipe costs, and that its networks can learn 64 images by heart.
+
+``python benchmarks/networks.py --data-dir shared/data [RECIPE …]`` writes ``results/networks.json``: parameters,
+operations of a step of stages 1 and 3 (a multiplication and an addition are two), its measured time, and the hours that
+the recipe's epochs would take on this machine. With ``--overfit STEPS`` each recipe's networks are also trained on 64
+images of its data, as an autoencoder of soft bits, for so many steps; the loss before and after is written beside.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.optim import Adam
+from torch.utils.flop_counter import FlopCounterMode
+
+from latentbits import data
+from latentbits.config import Config
+from latentbits.data import form_of
+from latentbits.files import write_json
+from latentbits.joint import stage_losses
+from latentbits.model import GaussianModel, LatentModel
+from latentbits.pretrain import soft_binarize
+from latentbits.recipes import RECIPES
+from latentbits.records import provenance
+from latentbits.session import steps_per_epoch
+from latentbits.splits import Form, Splits
+from latentbits.tempering import Chains
+from latentbits.train import new_state
+
+NAMES = [name for name in RECIPES if "resnet" in name or "small" in name]
+TRAINING_IMAGES = {"binarized-mnist": 50_000, "cifar10": 45_000, "imagenet64": 1_271_167, "natural64": 8_955}
+FOLDERS = {"binarized-mnist": "binarized_mnist", "cifar10": "cifar10", "natural64": "natural64"}
+console = Console(highlight=False)
+
+
+def stand_in(form: Form, count: int) -> Splits:
+    """Random images of a form."""
+    x = torch.randint(
+        form.levels, (count, form.dimensions), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return Splits("random", x, x, x, form, "")
+
+
+def autoencoder_step(model: LatentModel, config: Config, x: torch.Tensor) -> torch.Tensor:
+    """Stage 1's loss of a batch (B, D), a scalar."""
+    generator = torch.Generator().manual_seed(1)
+    z = model.encoder(x)
+    bits = soft_binarize(z, torch.rand(z.shape, generator=generator), config.autoencoder.conversion)
+    return -model.likelihood(bits).log_prob(x).mean()
+
+
+def joint_step(model: LatentModel, config: Config, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """A function that advances the chains and gives stage 3's loss of a batch (B, D) at the last K."""
+    generator, joint = torch.Generator().manual_seed(1), config.joint
+    chains = Chains.begin(model.prior, torch.zeros(joint.chains, config.model.latent), joint.temperatures, generator)
+
+    def step() -> torch.Tensor:
+        z_negative = chains.advance(model.prior, joint.gibbs_steps, generator)
+        losses = stage_losses(model, x, z_negative, joint, joint.samples, generator, torch.enable_grad)
+        return losses.decoder + losses.encoder + losses.prior
+
+    return step
+
+
+def seconds_and_operations(model: LatentModel, loss: Callable[[], torch.Tensor], rounds: int) -> dict[str, float]:
+    """Of a step: forward, backward and Adam; the median of some rounds after one."""
+    optimizer, seconds = Adam(model.parameters()), []
+    with FlopCounterMode(display=False) as counter:
+        loss().backward()
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": sorted(seconds[1:])[rounds // 2], "gigaoperations": counter.get_total_flops() / 1e9}
+
+
+def measure(config: Config, rounds: int) -> dict[str, Any]:
+    """Costs of a recipe."""
+    form, images = form_of(config.data), TRAINING_IMAGES[config.data.name]
+    batch = max(config.autoencoder.batch_size, config.joint.batch_size)
+    splits = stand_in(form, 2 * batch)
+    model = new_state(config, splits).model
+    assert isinstance(model, LatentModel)
+    result: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "of_prior": sum(p.numel() for p in model.prior.parameters()),
+        "training_images": images,
+    }
+    stages: dict[str, Any] = {"joint": config.joint}
+    if not isinstance(model, GaussianModel):
+        stages["autoencoder"] = config.autoencoder
+    for stage, settings in stages.items():
+        x = splits.train[: settings.batch_size].float()
+        loss = joint_step(model, config, x) if stage == "joint" else lambda x=x: autoencoder_step(model, config, x)
+        costs = seconds_and_operations(model, loss, rounds)
+        epoch = costs["seconds"] * steps_per_epoch(images, settings.batch_size) / 3600
+        result[stage] = costs | {
+            "batch_size": settings.batch_size,
+            "hours_for_an_epoch": epoch,
+            "hours_for_the_recipe": epoch * settings.epochs,
+        }
+    return result
+
+
+def overfit(config: Config, data_dir: Path, steps: int) -> dict[str, Any]:
+    """The autoencoder's loss on 64 training images, in nats, before and after so many steps."""
+    if config.data.name == "imagenet64":  # which nobody can download freely; of the same form
+        config = config.model_copy(update={"data": config.data.model_copy(update={"name": "natural64"})})
+    splits = data.load(config.data, data_dir / FOLDERS[config.data.name])
+    few = splits._replace(train=splits.train[:64])
+    model, x = new_state(config, few).model, few.train.float()
+    assert isinstance(model, LatentModel)
+    optimizer, losses = Adam(model.parameters(), config.autoencoder.learning_rate), []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.autoencoder.learning_rate * min(1.0, 2 * (steps - step) / steps)
+        loss = autoencoder_step(model, config, x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    marks = [0, steps // 4, steps // 2, 3 * steps // 4, steps - 1]
+    return {"data": splits.name, "steps": steps, "nats": {str(mark): losses[mark] for mark in marks}}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all if none")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data sets' folders, for --overfit")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--overfit", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--out", type=Path, default=Path("results/networks.json"))
+    arguments = parser.parse_args()
+    if arguments.overfit and arguments.data_dir is None:
+        parser.error("--overfit: needs --data-dir")
+    table = Table("recipe", "parameters", "stage", "batch", "GFLOP/step", "s/step", "GFLOP/s", "h/epoch", "h/recipe")
+    recipes: dict[str, Any] = {}
+    for name in arguments.names or NAMES:
+        config = RECIPES[name].make()
+        recipes[name] = result = measure(config, arguments.rounds)
+        for stage in ("autoencoder", "joint"):
+            if stage in result:
+                row = result[stage]
+                table.add_row(
+                    name, f"{result['parameters']:,}", stage, str(row["batch_size"]), f"{row['gigaoperations']:.0f}",
+                    f"{row['seconds']:.3f}", f"{row['gigaoperations'] / row['seconds']:.0f}",
+                    f"{row['hours_for_an_epoch']:.2f}", f"{row['hours_for_the_recipe']:.1f}",
+                )  # fmt: skip
+        if arguments.overfit and "autoencoder" in result:
+            result["overfit"] = overfit(config, arguments.data_dir, arguments.overfit)
+            console.print(f"{name}, 64 images: {result['overfit']['nats']}")
+    console.print(table)
+    write_json(arguments.out, {"recipes": recipes, "threads": torch.get_num_threads()} | provenance())
+    console.print(f"written: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
