@@ -40,9 +40,8 @@ console = Console(highlight=False)
 
 def stand_in(form: Form, count: int) -> Splits:
     """Random images of a form."""
-    x = torch.randint(
-        form.levels, (count, form.dimensions), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(form.levels, (count, form.dimensions), dtype=torch.uint8, generator=generator)
     return Splits("random", x, x, x, form, "")
 
 
