@@ -21,7 +21,16 @@ from epoch import parts_of_an_epoch
 from rich.console import Console
 from rich.table import Table
 from scaling import draw, scaling
-from side_by_side import ais_agreement, ais_group, alternate, gibbs_group, summarize, vimco_group
+from side_by_side import (
+    ais_agreement,
+    ais_group,
+    alternate,
+    decoder_group,
+    gibbs_group,
+    mixture_group,
+    summarize,
+    vimco_group,
+)
 
 from latentbits.files import write_json
 from latentbits.records import provenance
@@ -36,6 +45,8 @@ def side_by_side(rounds: int) -> dict[str, Any]:
         "Gibbs step, 1,000 chains, 1024x2048": gibbs_group(1024, 2048, 1000, 5),
         "AIS temperature, 5,000 chains, 200x400": ais_group(200, 400, 5000, 100),
         "VIMCO step, MLP, K = 50, batch 100": vimco_group(50, 100),
+        "Mixture of ten logistics, 32x32, value and gradient, an image": mixture_group(32),
+        "MNIST ResNet's decoder, forward and backward, a row": decoder_group(128),
     }
     results = {}
     for title, (contenders, units) in groups.items():

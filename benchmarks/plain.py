@@ -68,3 +68,17 @@ class PlainVimco:
         """F(z) of bits (*, M), with shape (*)."""
         rbm = self.model.prior
         return -(z @ rbm.visible_bias) - F.softplus(z @ rbm.weight + rbm.hidden_bias).sum(-1)
+
+
+def plain_mixture(x: Tensor, parameters: Tensor) -> Tensor:
+    """Log-probabilities (N,) of colour images x (N, 3 H W) under mixtures of logistics (N, 10 C, H, W)."""
+    x = (x / 127.5 - 1).unflatten(1, (3, 1, *parameters.shape[2:]))
+    logits, red, green, blue, *rest = parameters.unflatten(1, (10, -1)).unbind(1)
+    scales, (on_red, blue_on_red, blue_on_green) = torch.stack(rest[:3], 1).clamp(min=-7), rest[3:]
+    green = green + on_red.tanh() * x[:, 0]
+    blue = blue + blue_on_red.tanh() * x[:, 0] + blue_on_green.tanh() * x[:, 1]
+    centered = x - torch.stack([red, green, blue], 1)
+    above, below = (centered + 1 / 255) * (-scales).exp(), (centered - 1 / 255) * (-scales).exp()
+    inside = (above.sigmoid() - below.sigmoid()).clamp(min=1e-12).log()
+    log_p = torch.where(x < -0.999, F.logsigmoid(above), torch.where(x > 0.999, F.logsigmoid(-below), inside)).sum(1)
+    return (log_p + logits.log_softmax(1)).logsumexp(1).sum((1, 2))

@@ -7,15 +7,16 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from plain import PlainVimco, plain_ais, plain_gibbs
+from plain import PlainVimco, plain_ais, plain_gibbs, plain_mixture
 from rbms.bernoulli_bernoulli.classes import BBRBM
 from rbms.partition_function.ais import compute_partition_function_ais
 
 from latentbits import RBM, LatentModel, ais, gibbs, random_bits
+from latentbits.distributions import LogisticMixture
 from latentbits.gibbs import bfloat16_products
 from latentbits.model import build
 from latentbits.objectives import joint_losses
-from latentbits.recipes import mnist_mlp
+from latentbits.recipes import mnist_mlp, mnist_resnet
 from latentbits.splits import Form
 
 Contenders = dict[str, Callable[[], object]]
@@ -133,3 +134,38 @@ def vimco_group(samples: int, batch: int) -> tuple[Contenders, int]:
         "latentbits, S = 4": lambda: step(4, nullcontext),
         "latentbits, all K": lambda: step(0, nullcontext),
     }, 1
+
+
+def mixture_group(images: int) -> tuple[Contenders, int]:
+    """Log-probability of colour images of 32x32 under mixtures of ten logistics, and its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (images, 3072), generator=generator).float()
+    parameters = torch.randn(images, 100, 32, 32, generator=generator)
+    parameters[:, 40:70] -= 2
+    parameters.requires_grad_()
+
+    def step(log_prob: Callable[[], torch.Tensor]) -> None:
+        parameters.grad = None
+        log_prob().sum().backward()
+
+    return {
+        "plain PyTorch": lambda: step(lambda: plain_mixture(x, parameters)),
+        "latentbits": lambda: step(lambda: LogisticMixture(parameters).log_prob(x)),
+    }, images
+
+
+def decoder_group(rows: int) -> tuple[Contenders, int]:
+    """The MNIST ResNet's decoder, forward and backward."""
+    z = torch.bernoulli(torch.full((rows, 200), 0.5), generator=torch.Generator().manual_seed(0))
+    models = {}
+    for precision in ("float32", "bfloat16"):
+        config = mnist_resnet().model.model_copy(update={"precision": precision})
+        models[precision] = build(config, Form(1, 28, 28), torch.Generator().manual_seed(0))
+
+    def step(precision: str) -> None:
+        model = models[precision]
+        assert isinstance(model, LatentModel)
+        model.zero_grad()
+        model.decoder(z).sum().backward()
+
+    return {precision: lambda precision=precision: step(precision) for precision in models}, rows

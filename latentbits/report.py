@@ -130,6 +130,10 @@ def learning_curves(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
         )
         axes.legend(frameon=False)
         figures["curve-autoencoder"] = figure
+    if _series(rows, "adversarial", "distance")[0]:
+        figure, axes = _axes(STAGE_TITLES["adversarial"], "epoch of the critic", "distance by the critic")
+        axes.plot(*_series(rows, "adversarial", "distance"), color=ACCENT)
+        figures["curve-adversarial"] = figure
     for stage in ("rbm", "warm_start", "joint"):
         epochs, nll = _series(rows, stage, "valid_nll")
         if epochs:

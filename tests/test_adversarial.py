@@ -122,6 +122,7 @@ def test_it_is_drawn_from_and_not_evaluated(tmp_path, greys, capsys):
     assert main(["sample", str(run.path), "--count", "4"]) == 0
     assert (run.path / "samples.png").is_file()
     assert main(["report", str(run.path)]) == 0
+    assert (run.path / "report" / "curve-adversarial.png").is_file()
     assert main(["evaluate", str(run.path)]) == 2
     assert "a GAN has no likelihood to evaluate" in capsys.readouterr().err
 
