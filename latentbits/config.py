@@ -72,6 +72,7 @@ class AutoencoderConfig(Section):
     epochs: int = Field(20, ge=0)
     batch_size: int = Field(100, ge=1)
     learning_rate: float = Field(1e-3, gt=0, description="of Adam")
+    warmup: int = Field(0, ge=0, description="first steps, over which the rate rises")
     decay: float = Field(0.5, ge=0, le=1, description="last share of the epochs, in which the rate falls to 0")
     dropout: float = Field(
         0.0, ge=0, lt=1, description="probability that a soft bit is set to 0, the others kept as they are"
@@ -147,6 +148,7 @@ class JointConfig(Section):
     encoder_learning_rate: float = Field(5e-4, gt=0)
     decoder_learning_rate: float = Field(5e-4, gt=0)
     prior_learning_rate: float = Field(1e-3, gt=0, description="of SGD")
+    warmup: int = Field(0, ge=0, description="first steps, over which the rates rise")
     decay: float = Field(0.5, ge=0, le=1, description="last share of the epochs, in which the rates fall to 0")
     weight_decay: float = Field(
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"

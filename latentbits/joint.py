@@ -69,7 +69,7 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
         config.batch_size,
         lambda epoch: validate_nll(session, epoch, config.epochs),
     ):
-        factor = rate_factor(state.step, steps, config.decay)
+        factor = rate_factor(state.step, steps, config.decay, config.warmup)
         set_rates(nets, factor)
         set_rates(sgd, factor)
         assert state.chains is not None

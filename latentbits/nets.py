@@ -18,6 +18,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from .fused import elu
 
+# Tried on CIFAR-10 with 1 for both: 200 steps of the autoencoder end a tenth higher, in bits/dim.
+RESIDUAL_SPREAD, OUTPUT_SPREAD = 0.2, 0.1
+
 
 class ELU(nn.ELU):
     """x where it is positive, else exp(x) - 1; (*) -> (*)."""
@@ -122,7 +125,7 @@ class ResidualBlock(nn.Module):
             normalized(nn.Conv2d(maps_in, maps_out, 3, stride, 1), norm),
             batch(maps_out),
             act(),
-            normalized(nn.Conv2d(maps_out, maps_out, 3, 1, 1), norm),
+            normalized(nn.Conv2d(maps_out, maps_out, 3, 1, 1), norm, RESIDUAL_SPREAD),
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or maps_in != maps_out:
@@ -142,8 +145,9 @@ def in_precision(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def normalized(layer: nn.Module, norm: str) -> nn.Module:
-    """The layer, with its weights normalized if the norm is "weight"."""
+def normalized(layer: nn.Module, norm: str, first_spread: float = 1.0) -> nn.Module:
+    """The layer, with its weights normalized if the norm is "weight", and the spread that its outputs begin with."""
+    layer.__dict__["first_spread"] = first_spread  # for initialize_by_data
     return weight_norm(layer) if norm == "weight" else layer
 
 
@@ -258,7 +262,7 @@ class ResNetDecoder(nn.Module):
                     ResidualBlock(before if first else after, after, 1, size if first else None, norm, activation)
                 )
         self.blocks = nn.Sequential(*blocks, ACTIVATIONS[activation]())
-        self.last = normalized(nn.Conv2d(maps[0], parameters or channels, 3, 1, 1), norm)
+        self.last = normalized(nn.Conv2d(maps[0], parameters or channels, 3, 1, 1), norm, OUTPUT_SPREAD)
         # a mixture's log-probability makes a dozen tensors of a third of its parameters' size
         largest = max(m * h * w for m, (h, w) in zip(maps, sizes, strict=False))
         self.elements = max(2 * largest, 4 * parameters * height * width)
@@ -341,10 +345,11 @@ def check_features(features: int, latents: int, fully_connected: bool, last_map:
 
 @torch.no_grad()
 def initialize_by_data(net: nn.Module, x: Tensor) -> Tensor:
-    """Scale and shift each weight-normalized layer so that its outputs on a batch have mean 0 and variance 1.
+    """Scale and shift each weight-normalized layer so that its outputs on a batch have mean 0 and a stated spread.
 
     The layers are set one after another, each on what the earlier ones give by then (Salimans & Kingma
-    2016, section 3).
+    2016, section 3). The spread is 1, but less for what is added to a shortcut and for a decoder's output: blocks
+    begin near the identity, and parameters of the data's distribution near the same for all.
 
     Arguments:
         net: A network with weight normalization; others are left as they are.
@@ -368,7 +373,7 @@ def initialize_by_data(net: nn.Module, x: Tensor) -> Tensor:
 def _standardize(layer: Any, inputs: Any, output: Tensor) -> Tensor:
     across = (0, *range(2, output.dim()))
     output = output.float()
-    mean, spread = output.mean(across), output.std(across).clamp(min=1e-3)
+    mean, spread = output.mean(across), output.std(across).clamp(min=1e-3) / layer.first_spread
     per_map: Callable[[Tensor], Tensor] = lambda t: t.view(-1, *[1] * (output.dim() - 2))  # noqa: E731
     layer.parametrizations.weight.original0.div_(spread.view_as(layer.parametrizations.weight.original0))
     layer.bias.copy_((layer.bias - mean) / spread)

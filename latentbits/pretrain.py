@@ -52,7 +52,7 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
         return {"reconstruction_hard_bits": -float(torch.cat(hard).mean())}
 
     for batch in session.batches("autoencoder", splits.train, config.epochs, config.batch_size, validate):
-        factor = rate_factor(state.step, steps, config.decay)
+        factor = rate_factor(state.step, steps, config.decay, config.warmup)
         set_rates(optimizer, factor)
         x = augment(
             batch, splits.form, config, rate_factor(state.step, steps, config.augmentation_decay), state.generator

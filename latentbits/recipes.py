@@ -146,7 +146,7 @@ def mnist_resnet() -> Config:
         model=ModelConfig(network="resnet", maps=(25, 50, 50), repeats=2, precision="bfloat16"),
         # cheap beside stage 3, and bent images keep it from overfitting
         autoencoder=AutoencoderConfig(
-            epochs=25, shift=0.5, distort=1.5, augmentation_decay=0.5, scales=(1.0,), learning_rate=1e-3
+            epochs=25, shift=0.5, distort=1.5, augmentation_decay=0.5, warmup=100, scales=(1.0,)
         ),
         rbm=RBMConfig(cd_epochs=4, pcd_epochs=4, chains=500),
         joint=JointConfig(
@@ -160,6 +160,7 @@ def mnist_resnet() -> Config:
             sleep=0.5,
             dreams=50,
             chains=500,
+            warmup=100,
             encoder_learning_rate=5e-4,
             decoder_learning_rate=5e-4,
             prior_learning_rate=5e-3,
@@ -182,7 +183,8 @@ def cifar10_resnet() -> Config:
             hidden=2048,
             precision="bfloat16",
         ),
-        autoencoder=AutoencoderConfig(epochs=15, batch_size=32, scales=(1.0,)),
+        # without a slow start the scales of the mixture collapse before its means are right
+        autoencoder=AutoencoderConfig(epochs=15, batch_size=32, warmup=200, scales=(1.0,)),
         # a Gibbs step of this RBM costs as much as the decoder does for two images
         rbm=RBMConfig(cd_epochs=3, cd_steps=10, pcd_epochs=3, pcd_steps=10, chains=100, learning_rate=0.02),
         joint=JointConfig(
@@ -193,6 +195,7 @@ def cifar10_resnet() -> Config:
             batch_size=32,
             chains=100,
             gibbs_steps=2,
+            warmup=200,
             encoder_learning_rate=3e-4,
             decoder_learning_rate=3e-4,
             prior_learning_rate=2e-3,

@@ -17,10 +17,11 @@ from .session import Session
 from .splits import Form, distort, shift
 
 
-def rate_factor(step: int, steps: int, decay: float) -> float:
-    """1, then falling linearly to 0 over the last share ``decay`` of the steps."""
+def rate_factor(step: int, steps: int, decay: float, warmup: int = 0) -> float:
+    """Rising linearly to 1 over ``warmup`` steps, falling linearly to 0 over the last share ``decay`` of all steps."""
     left = (steps - step) / steps
-    return min(1.0, left / decay) if decay else 1.0
+    falling = min(1.0, left / decay) if decay else 1.0
+    return min(falling, (step + 1) / warmup) if warmup else falling
 
 
 def set_rates(optimizer: Optimizer, factor: float) -> None:

@@ -122,13 +122,22 @@ def test_initialization_by_data_standardizes_every_layer():
     seen = []
     for module in encoder.modules():
         if hasattr(module, "parametrizations"):
-            module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+            module.register_forward_hook(lambda module, inputs, output: seen.append((module, output)))
     encoder(x)
     assert len(seen) == 3 * 5 + 1  # two blocks of two convolutions and a shortcut at each size; the last layer
-    for output in seen:
-        across = (0, *range(2, output.dim()))
+    added = [block.residual[-1] for block in encoder.modules() if isinstance(block, ResidualBlock)]
+    assert len(added) == 6
+    for module, output in seen:
+        across, spread = (0, *range(2, output.dim())), 0.2 if module in added else 1.0
         torch.testing.assert_close(output.mean(across), torch.zeros(output.shape[1]), rtol=0, atol=1e-3)
-        torch.testing.assert_close(output.std(across), torch.ones(output.shape[1]), rtol=0, atol=1e-2)
+        torch.testing.assert_close(output.std(across), torch.full((output.shape[1],), spread), rtol=0, atol=1e-2)
+
+
+def test_a_decoder_begins_with_nearly_the_same_output_for_all():
+    torch.manual_seed(3)
+    decoder = ResNetDecoder((3, 8, 8), (4, 8), 32, 100, fully_connected=False)
+    out = initialize_by_data(decoder, torch.bernoulli(torch.full((300, 32), 0.5), generator=seeded(6)))
+    torch.testing.assert_close(out.std((0, 2, 3)), torch.full((100,), 0.1), rtol=0, atol=1e-2)
 
 
 def test_images_are_scaled_to_minus_one_and_one():

@@ -418,6 +418,7 @@ def test_scale_is_the_best_of_the_candidates(tmp_path):
 def test_schedules():
     assert [rate_factor(step, 10, 0.5) for step in (0, 5, 6, 9)] == pytest.approx([1, 1, 0.8, 0.2])
     assert rate_factor(9, 10, 0.0) == 1
+    assert [rate_factor(step, 10, 0.5, 4) for step in (0, 1, 3, 5, 9)] == pytest.approx([0.25, 0.5, 1, 1, 0.2])
     config = RBMConfig(cd_epochs=5, cd_steps=25)
     assert [cd_steps(epoch, config) for epoch in range(5)] == [1, 7, 13, 19, 25]
     assert cd_steps(0, RBMConfig(cd_epochs=1, cd_steps=25)) == 25
@@ -594,9 +595,9 @@ def test_colour_images_go_through_all_stages_and_are_learnt(tmp_path, monkeypatc
     config = tiny(
         data={"name": "images", "size": 8},
         model={"network": "resnet", "maps": (8, 8), "repeats": 1, "latent": 32, "hidden": 16, "fully_connected": False},
-        autoencoder={"epochs": 80, "batch_size": 32, "learning_rate": 3e-3, "dropout": 0.0, "shift": 0.2},
+        autoencoder={"epochs": 80, "batch_size": 32, "learning_rate": 3e-3, "dropout": 0.0, "warmup": 20},
         rbm={"batch_size": 16},
-        joint={"epochs": 20, "batch_size": 32, "average": 0.9},
+        joint={"epochs": 20, "batch_size": 32, "average": 0.9, "decoder_learning_rate": 2e-3, "warmup": 10},
     )
     run = lb.train(config, tmp_path / "run", quiet=True)
     rows = run.metrics()
