@@ -39,7 +39,7 @@ def train_wgan(session: Session, model: WGAN, config: AdversarialConfig) -> None
     state, splits = session.state, session.splits
     critic = RMSprop([group(model.critic.parameters(), config.learning_rate)])
     generator = RMSprop([group(model.generator.parameters(), config.learning_rate)])
-    state.begin("adversarial", {"critic": critic, "generator": generator}, config.average)
+    state.begin("adversarial", {"critic": critic, "generator": generator})
     half = (splits.form.levels - 1) / 2
 
     for batch in session.batches("adversarial", splits.train, config.epochs, config.batch_size, lambda epoch: {}):
@@ -55,10 +55,8 @@ def train_wgan(session: Session, model: WGAN, config: AdversarialConfig) -> None
         clip(model.critic, config.clip)
         if (state.step + 1) % config.critic_steps == 0:
             generator.zero_grad()
-            generator_loss(model, z).backward()
+            generator_loss(model, model.prior.sample(len(batch), state.generator)).backward()
             distributed.average_gradients(model.generator.parameters())
             generator.step()
-            if state.average is not None:
-                state.average.update_parameters(model)
         session.record(distance=-loss.detach())
     session.save_weights("model", {"stage": state.stage, "step": str(state.step)})

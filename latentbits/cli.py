@@ -330,6 +330,8 @@ def sample_run(
 ) -> None:
     """Draw images: Gibbs chains from random bits, then the decoder's mean, as a PNG grid.
 
+    A model without an RBM has no chains: its latents are drawn exactly, and the chains' settings do not matter.
+
     Args:
         run: The run folder.
         pretrained: A model that comes with the package, instead of a run.

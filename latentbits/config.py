@@ -61,8 +61,8 @@ class ModelConfig(Section):
         for name in ("layers", "maps"):
             if any(width < 1 for width in getattr(self, name)):
                 raise ValueError(f"{name}: widths must be at least 1, got {getattr(self, name)}")
-        if self.network == "resnet" and not self.maps:
-            raise ValueError("maps: expected at least one block's number of feature maps, got none")
+        if self.network in ("resnet", "dcgan") and not self.maps:
+            raise ValueError("maps: expected at least one number of feature maps, got none")
         return self
 
 
@@ -84,7 +84,13 @@ class AutoencoderConfig(Section):
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
     )
     shift: float = Field(0.0, ge=0, le=1, description="probability that an image is moved by a pixel")
-    distort: float = Field(0.0, ge=0, lt=10, description="largest amplitude in pixels by which images are bent")
+    distort: float = Field(
+        0.0,
+        ge=0,
+        lt=10,
+        description="images are bent by smooth displacements, whose standard deviation in pixels is drawn for each up "
+        "to this",
+    )
     augmentation_decay: float = Field(
         0.5, ge=0, le=1, description="last share of the epochs, in which shift and distort fall to 0"
     )
@@ -155,7 +161,13 @@ class JointConfig(Section):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up")
     shift: float = Field(0.0, ge=0, le=1, description="probability that an image is moved by a pixel")
-    distort: float = Field(0.0, ge=0, lt=10, description="largest amplitude in pixels by which images are bent")
+    distort: float = Field(
+        0.0,
+        ge=0,
+        lt=10,
+        description="images are bent by smooth displacements, whose standard deviation in pixels is drawn for each up "
+        "to this",
+    )
     augmentation_decay: float = Field(
         0.5, ge=0, le=1, description="last share of the epochs, in which shift and distort fall to 0"
     )
@@ -206,7 +218,6 @@ class AdversarialConfig(Section):
     critic_steps: int = Field(5, ge=1, description="of the critic for each of the generator")
     learning_rate: float = Field(5e-5, gt=0, description="of RMSprop")
     clip: float = Field(0.01, gt=0, description="largest absolute value of the critic's weights")
-    average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights that is kept")
 
 
 class ValidationConfig(Section):

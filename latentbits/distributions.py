@@ -1,5 +1,6 @@
 """Distributions that networks return; what PyTorch does not have, or not fast enough."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .fused import (
     standard_normal,
     uniform,
 )
+from .kernels import LEAST_LOG_SCALE, MOST_LOG_SCALE
 
 
 class Bits(Independent[Bernoulli]):
@@ -81,8 +83,6 @@ class LogisticMixture(Distribution):
         channels: 1 or 3.
     """
 
-    LEAST_LOG_SCALE = -7.0
-
     def __init__(self, parameters: Tensor, channels: int = 3) -> None:
         *batch, count, height, width = parameters.shape
         each = self.parameters_each(channels)
@@ -95,10 +95,21 @@ class LogisticMixture(Distribution):
         parts = parameters.unflatten(-3, (each, self.components))  # (*, each, C', H, W)
         self.logits = parts.select(-4, 0)
         self.loc: Tensor = parts.narrow(-4, 1, channels)  # (*, channels, C', H, W)
-        self.log_scale = parts.narrow(-4, 1 + channels, channels).clamp(min=self.LEAST_LOG_SCALE)
-        self.coefficients = parts.narrow(-4, 1 + 2 * channels, each - 1 - 2 * channels).tanh()
         super().__init__(torch.Size(batch), torch.Size([channels * height * width]), validate_args=False)
         self.parameters, self.channels, self.size = parameters, channels, (height, width)
+        self._parts: Tensor = parts
+        self._each = each
+
+    @cached_property
+    def log_scale(self) -> Tensor:
+        """Log scales, with shape (*, channels, C', H, W), between -7 and 7."""
+        scales = self._parts.narrow(-4, 1 + self.channels, self.channels)
+        return torch.clamp(scales, float(LEAST_LOG_SCALE), float(MOST_LOG_SCALE))
+
+    @cached_property
+    def coefficients(self) -> Tensor:
+        """Of green on red, blue on red and blue on green, between -1 and 1, with shape (*, 3, C', H, W)."""
+        return torch.tanh(self._parts.narrow(-4, 1 + 2 * self.channels, self._each - 1 - 2 * self.channels))
 
     @staticmethod
     def parameters_each(channels: int) -> int:

@@ -139,8 +139,9 @@ def fit_prior_base(model: LatentModel | RBM, x: Tensor) -> None:
     if isinstance(model, RBM):
         model.fit_base(x.mean(0, dtype=torch.float64), len(x))
     elif isinstance(model.prior, RBM):
-        p = torch.cat([model.posterior(part.to(model.prior.weight)).mean for part in x.split(IMAGES_AT_ONCE)])
-        model.prior.fit_base(p.mean(0), len(x))
+        parts = x.split(min(IMAGES_AT_ONCE, model.rows_at_once()))
+        total = sum(model.posterior(part.to(model.prior.weight)).mean.sum(0, dtype=torch.float64) for part in parts)
+        model.prior.fit_base(torch.as_tensor(total) / len(x), len(x))
 
 
 def exact_log_partition(prior: Prior, largest: int = LARGEST_EXACT_LAYER) -> LogPartition | None:

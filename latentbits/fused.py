@@ -1,8 +1,9 @@
-"""Bernoulli draws and row sums for tensors on any device.
+"""Bernoulli draws, row sums, ELU and mixtures of logistics for tensors on any device.
 
 On the CPU in float32 (:func:`elu`: in bfloat16) these run the fused loops of :mod:`latentbits.kernels`, in blocks of
-rows spread over :func:`torch.get_num_threads` threads. Elsewhere (a GPU, or float64) plain PyTorch operations do the
-same; the two agree in distribution and to rounding, not in their random streams.
+rows spread over :func:`torch.get_num_threads` threads. Elsewhere (a GPU, or float64) plain PyTorch operations, a
+mixture's in :mod:`latentbits.distributions`, do the same; the two agree in distribution and to rounding, not in their
+random streams.
 """
 
 import os
@@ -306,7 +307,7 @@ class _MixtureLogProb(torch.autograd.Function):
         ctx.save_for_backward(x, parameters)
         data, rows = _planes(x), parameters.detach().flatten(-2).flatten(0, -3).contiguous().numpy()
         out = np.empty(len(rows))
-        spans = _blocks_of_rows(len(rows), rows[0].size)
+        spans = _blocks_of_rows(len(rows), rows[:1].size)
         for_spans(lambda i: kernels.mixture_log_prob(data, rows[spans[i]], spans[i].start, out[spans[i]]), len(spans))
         return torch.from_numpy(out).to(parameters.dtype).view(parameters.shape[:-3])
 
@@ -316,7 +317,7 @@ class _MixtureLogProb(torch.autograd.Function):
         x, parameters = ctx.saved_tensors
         data, rows = _planes(x), parameters.detach().flatten(-2).flatten(0, -3).contiguous().numpy()
         g, out = gradient.contiguous().view(-1).numpy(), torch.empty(rows.shape)
-        to, spans = out.numpy(), _blocks_of_rows(len(rows), rows[0].size)
+        to, spans = out.numpy(), _blocks_of_rows(len(rows), rows[:1].size)
         for_spans(
             lambda i: kernels.mixture_log_prob_gradient(
                 data, rows[spans[i]], spans[i].start, g[spans[i]], to[spans[i]]
@@ -341,7 +342,16 @@ def mixture_log_prob(x: Tensor, parameters: Tensor) -> Tensor:
 
     Returns:
         Log-probabilities, with shape (K, B) or (B,).
+
+    Raises:
+        ValueError: If the shapes do not fit.
     """
+    *_, B, P, H, W = parameters.shape
+    if P % 10 or x.shape != (B, 3 * H * W):
+        raise ValueError(
+            f"mixture_log_prob: expected x (B, 3 H W) and parameters (*, B, P, H, W) with P a multiple of 10, got "
+            f"{tuple(x.shape)} and {tuple(parameters.shape)}"
+        )
     return cast(Tensor, _MixtureLogProb.apply(x, parameters))
 
 

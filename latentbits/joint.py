@@ -9,6 +9,7 @@ from torch.optim import SGD, Adam, Adamax
 
 from . import distributed
 from .config import JointConfig
+from .evaluate import fit_prior_base
 from .gibbs import bfloat16_products
 from .model import GaussianModel, LatentModel, Products
 from .objectives import Losses, iwae_losses, joint_losses, relaxed_losses
@@ -45,6 +46,8 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
     """Stage 3, or its warm start: encoder, decoder and prior together."""
     state, splits, prior = session.state, session.splits, model.prior
     make = Adam if config.optimizer == "adam" else Adamax
+    if isinstance(prior, RBM) and prior.base_bias is None:  # the average has to have what validation sets
+        fit_prior_base(model, splits.train)
     nets = make(
         [
             group(model.encoder.parameters(), config.encoder_learning_rate),

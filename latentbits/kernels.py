@@ -1,4 +1,4 @@
-r"""Fused CPU loops: counter-based random bits, Bernoulli draws and row sums of softplus.
+r"""Fused CPU loops: random bits, Bernoulli draws, row sums of softplus, ELU, and mixtures of logistics.
 
 Everything the samplers do besides matrix products is element-wise, and on a CPU those passes
 cost more than the products unless they are fused. The loops here are compiled by numba, release
@@ -52,6 +52,7 @@ _LARGEST_IN_SERIES = _f32(1 / 16)  # the first term left out is 1.3e-7 of the in
 # What lets the loops vectorize. Not "reassoc", which would undo the two-part reduction in _exp.
 # numba inlines "always" functions into the caller's flags, so only the loops carry them.
 _FAST = {"contract", "nsz", "nnan"}
+_KEEPS_NAN = {"contract", "nsz"}  # where a broken network has to show
 
 
 @intrinsic
@@ -407,7 +408,7 @@ def _to_bfloat16(x):
     return np.int16((bits + _i32(0x7FFF) + odd) >> _i32(16))
 
 
-@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")  # a NaN has to stay one
+@njit(nogil=True, cache=True, fastmath=_KEEPS_NAN, error_model="numpy")
 def elu(x, out):
     """``out = x`` where x > 0, else exp(x) - 1; x and out (N,), bfloat16 held in int16."""
     _wide_vectors()
@@ -419,7 +420,7 @@ def elu(x, out):
         out[i] = _to_bfloat16(value if value > _ZERO else below)
 
 
-@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=_KEEPS_NAN, error_model="numpy")
 def elu_gradient(y, g, out):
     """``out = g`` where y > 0, else g (y + 1), with y the function's value; all (N,), bfloat16 held in int16."""
     _wide_vectors()
@@ -430,7 +431,8 @@ def elu_gradient(y, g, out):
 
 # log(2 / 255), of which the width of a level is made
 _LOG_LEVEL = _f32(math.log(2 / 255))
-_LEVEL, _LEAST_LOG_SCALE, _MOST_LOG_SCALE = _f32(1 / 127.5), _f32(-7), _f32(60)
+_LEVEL = _f32(1 / 127.5)
+LEAST_LOG_SCALE, MOST_LOG_SCALE = _f32(-7), _f32(7)  # beyond them a logistic is one level, or as good as flat
 _THIRD_SHARE, _FOURTH_SHARE = _f32(1 / 6), _f32(1 / 24)
 _PIXELS_AT_ONCE, _NO_SHARE = 128, _f32(60)
 _SQRT_HALF_BITS = _i32(0x3F3504F3)
@@ -439,14 +441,14 @@ _EDGE, _TWO, _TANH_LIMIT = _f32(0.999), _f32(2), _f32(20)
 
 @njit(inline="always")
 def _log(w):
-    """log(w) for normal w > 0, relative error of w below 1e-7."""
+    """log(w) for normal w > 0, relative error of w below 1e-7; NaN of NaN."""
     bits: Any = _float_to_bits(w)
     k = (bits - _SQRT_HALF_BITS) >> _i32(23)
     m = _bits_to_float(bits - (k << _i32(23)))  # between sqrt(1/2) and sqrt(2)
     s = (m - _ONE) / (m + _ONE)
     s2 = s * s
     series = (((_A9 * s2 + _A7) * s2 + _A5) * s2 + _A3) * s2 + _A1
-    return _f32(k) * _LN2_HIGH + (_f32(k) * _LN2_LOW + s * series)
+    return _f32(k) * _LN2_HIGH + (_f32(k) * _LN2_LOW + s * series) + _ZERO * w
 
 
 @njit(inline="always")
@@ -466,7 +468,8 @@ def _log_level_width(log_scale, t):
 @njit(inline="always")
 def _level_log_prob(x, mean, log_scale):
     """log P of a level x, scaled to [-1, 1], under a discretized logistic; NaN where a parameter is."""
-    clamped = min(max(log_scale, _LEAST_LOG_SCALE), _MOST_LOG_SCALE)
+    clamped = LEAST_LOG_SCALE if log_scale < LEAST_LOG_SCALE else log_scale
+    clamped = MOST_LOG_SCALE if clamped > MOST_LOG_SCALE else clamped
     inverse = _exp(-clamped)
     centered, half = (x - mean) * inverse, inverse * _LEVEL * _HALF
     below, above = -_softplus(-centered - half), -_softplus(centered - half)
@@ -481,7 +484,8 @@ def _level_log_prob(x, mean, log_scale):
 @njit(inline="always")
 def _level_gradient(x, mean, log_scale):
     """Derivatives of the above by mean and log scale."""
-    clamped = min(max(log_scale, _LEAST_LOG_SCALE), _MOST_LOG_SCALE)
+    clamped = LEAST_LOG_SCALE if log_scale < LEAST_LOG_SCALE else log_scale
+    clamped = MOST_LOG_SCALE if clamped > MOST_LOG_SCALE else clamped
     inverse = _exp(-clamped)
     centered, half = (x - mean) * inverse, inverse * _LEVEL * _HALF
     down, up = _sigmoid(-centered - half), _sigmoid(centered - half)
@@ -497,12 +501,12 @@ def _level_gradient(x, mean, log_scale):
     if abs(x) > _EDGE:
         width = _ZERO
     slope = up * (half - centered) + down * (centered + half) + width
-    if log_scale < _LEAST_LOG_SCALE:
+    if log_scale < LEAST_LOG_SCALE or log_scale > MOST_LOG_SCALE:
         slope = _ZERO
     return inverse * (up - down), -slope
 
 
-@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, fastmath=_KEEPS_NAN, error_model="numpy")
 def _add_level(x, mean, log_scale, to):
     """Add the log-probability of one channel's levels."""
     _wide_vectors()
@@ -510,7 +514,7 @@ def _add_level(x, mean, log_scale, to):
         to[j] += _level_log_prob(x[j], mean[j], log_scale[j])
 
 
-@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, fastmath=_KEEPS_NAN, error_model="numpy")
 def _gradient_of_level(x, mean, log_scale, share, by_mean, by_scale):
     """A share of the derivatives of the log-probability of one channel's levels."""
     _wide_vectors()
@@ -520,15 +524,15 @@ def _gradient_of_level(x, mean, log_scale, share, by_mean, by_scale):
         by_scale[j] = share[j] * scale
 
 
-@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, fastmath=_KEEPS_NAN, error_model="numpy")
 def _moved_means(loc, coefficient, x, out):
     """``out = loc + tanh(coefficient) * x``."""
     _wide_vectors()
     for j in range(out.size):
-        out[j] = loc[j] + _tanh(coefficient[j]) * x[j]
+        out[j] = loc[j] + _tanh(coefficient[j]) * x[j] + _ZERO * coefficient[j]
 
 
-@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, fastmath=_KEEPS_NAN, error_model="numpy")
 def _gradient_of_coefficient(coefficient, x, by_mean, out):
     """The derivative by a coefficient, given that by the mean."""
     _wide_vectors()
@@ -537,21 +541,22 @@ def _gradient_of_coefficient(coefficient, x, by_mean, out):
         out[j] = by_mean[j] * x[j] * (_ONE - slope * slope)
 
 
-@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, fastmath=_KEEPS_NAN, error_model="numpy")
 def _raise_to(largest, terms):
     _wide_vectors()
     for j in range(largest.size):
-        largest[j] = max(largest[j], terms[j])
+        largest[j] = largest[j] if terms[j] <= largest[j] else terms[j]
 
 
-@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, fastmath=_KEEPS_NAN, error_model="numpy")
 def _add_exp(total, terms, largest):
     _wide_vectors()
     for j in range(total.size):
-        total[j] += _exp(max(terms[j] - largest[j], -_NO_SHARE))
+        below = terms[j] - largest[j]
+        total[j] += _exp(-_NO_SHARE if below < -_NO_SHARE else below)
 
 
-@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, fastmath=_KEEPS_NAN, error_model="numpy")
 def _add_log(largest, total):
     _wide_vectors()
     for j in range(largest.size):
@@ -570,12 +575,13 @@ def _log_sum_exp(terms, count, begin, end, total, out):
     _add_log(out, total)
 
 
-@njit(nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, fastmath=_KEEPS_NAN, error_model="numpy")
 def _add_shares(terms, sums, g, out):
     """Add ``g * exp(terms - sums)``."""
     _wide_vectors()
     for j in range(out.size):
-        out[j] += g * _exp(max(terms[j] - sums[j], -_NO_SHARE))
+        below = terms[j] - sums[j]
+        out[j] += g * _exp(-_NO_SHARE if below < -_NO_SHARE else below)
 
 
 @njit(nogil=True)

@@ -33,8 +33,6 @@ ELEMENTS_PER_CHUNK = 2**24
 ELEMENTS_PER_SCORING = 2**21
 """Largest tensor that scoring samples makes at once: 8 MiB of float32, measured to be the fastest."""
 
-"""Logistics in the mixture for images of 256 levels, as in the paper."""
-
 Likelihood = Bits | LogisticMixture
 
 Products = Callable[[], AbstractContextManager[None]]

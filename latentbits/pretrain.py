@@ -174,8 +174,9 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
             if isinstance(model, RBM):
                 means = splits.train.mean(0, dtype=torch.float32)
             else:
-                means = torch.cat([model.posterior(x.float()).mean for x in splits.train.split(IMAGES_AT_ONCE)])
-                means = means.mean(0)
+                parts = splits.train.split(min(IMAGES_AT_ONCE, model.rows_at_once()))
+                total = sum(model.posterior(x.float()).mean.sum(0, dtype=torch.float64) for x in parts)
+                means = torch.as_tensor(total).float() / len(splits.train)
         start_biases(prior, means, len(splits.train))
 
     for batch in session.batches(

@@ -78,7 +78,7 @@ def make_splits(name: str, parts: list[np.ndarray], form: Form) -> Splits:
     """A data set from its training, validation and test data, each uint8 with shape (N, D)."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update((np.packbits(part, axis=1) if form.levels == 2 else part).tobytes())
+        digest.update(np.ascontiguousarray(np.packbits(part, axis=1) if form.levels == 2 else part).data)
     train, valid, test = (torch.from_numpy(part) for part in parts)
     return Splits(name, train, valid, test, form, digest.hexdigest())
 

@@ -16,6 +16,8 @@ from .rbm import RBM
 from .session import Session
 from .splits import Form, distort, shift
 
+IMAGES_FOR_BASE = 10_000
+
 
 def rate_factor(step: int, steps: int, decay: float, warmup: int = 0) -> float:
     """Rising linearly to 1 over ``warmup`` steps, falling linearly to 0 over the last share ``decay`` of all steps."""
@@ -72,6 +74,6 @@ def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float |
     if epoch % config.validation.every and epoch != epochs:
         return {}
     with evaluating(model):
-        nll, error = quick_nll(model, splits.valid, splits.train, config.validation, config.seed)
+        nll, error = quick_nll(model, splits.valid, splits.train[:IMAGES_FOR_BASE], config.validation, config.seed)
     session.consider(nll)
     return {"valid_nll": nll, "log_partition_error": error}

@@ -1,6 +1,7 @@
 """A training run from its first step to its last: its folder, its state, and the stages in turn.
 
-The stages themselves are in :mod:`latentbits.pretrain` (autoencoder and prior) and :mod:`latentbits.joint`.
+The stages themselves are in :mod:`latentbits.pretrain` (autoencoder and prior) and :mod:`latentbits.joint`, a GAN's
+only one in :mod:`latentbits.adversarial`.
 
 A run is a function of its configuration: the order of the data depends on seed, stage and epoch, and all
 noise comes from one generator whose state is part of every checkpoint. Validation has a generator of
@@ -52,7 +53,7 @@ def train(
     device: str = "cpu",
     quiet: bool = False,
 ) -> Run:
-    """Train a model in its three stages; the command ``latentbits train``.
+    """Train a model in its stages; the command ``latentbits train``.
 
     Arguments:
         config: What to train; see :mod:`latentbits.recipes`.
@@ -114,13 +115,15 @@ def check_shares(config: Config) -> None:
     processes = distributed.world().size
     problems = [
         f"{section}.{name}: expected a multiple of {processes}, the number of processes, got {value}"
-        for section in ("autoencoder", "rbm", "warm_start", "joint")
+        for section in STAGES
         if getattr(config, section).epochs
         for name in ("batch_size", "chains")
         if (value := getattr(getattr(config, section), name, 0)) % processes
     ]
     if processes > 1 and config.model.network == "resnet" and config.model.norm == "batch":
         problems.append("model.norm: batch normalization is for one process; expected weight or none")
+    if processes > 1 and config.model.network == "dcgan":
+        problems.append("model.network: dcgan has batch normalization, which is for one process")
     if problems:
         raise RunError("\n".join(problems))
 
@@ -189,10 +192,10 @@ def run_stages(session: Session) -> None:
     if done <= 2 and config.warm_start.epochs and isinstance(model, LatentModel):
         train_joint(session, model, config.warm_start, "warm_start")
         end_stage(session, "warm_start")
-    if config.joint.epochs and isinstance(model, LatentModel):
+    if done <= 3 and config.joint.epochs and isinstance(model, LatentModel):
         train_joint(session, model, config.joint)
         end_stage(session, "joint")
-    if config.adversarial.epochs and isinstance(model, WGAN):
+    if done <= 4 and config.adversarial.epochs and isinstance(model, WGAN):
         train_wgan(session, model, config.adversarial)
         end_stage(session, "adversarial")
     if not (run.path / "model.safetensors").is_file():

@@ -283,6 +283,22 @@ def test_imagenet64_is_its_batches_in_order(tmp_path, small_imagenet):
     assert (splits.test.numpy() == small_imagenet["val_data.npz"]).all()
 
 
+HEADER = "{{'descr': '|u1', 'fortran_order': False, 'shape': {}}}"
+
+
+def with_header(path, text):
+    """An npz file whose entry has this for a header."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode())
+
+
+def compressed_wrongly(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("data.npy", bytes(100_000))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(content[60:64], b"\xff\xff\xff\xff", 1))
+
+
 def flipped(content, where):
     """The same bytes with one bit changed."""
     return content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
@@ -300,6 +316,10 @@ def flipped(content, where):
         (lambda path: np.savez(path, data=np.zeros((2, 12288), np.float32)), "found .* of float32"),
         (lambda path: np.savez(path, data=np.zeros((2, 3072), np.uint8)), r"found \(2, 3072\) of uint8"),
         (lambda path: np.savez(path, data=np.array([{"a": 1}], dtype=object)), "found .* of object"),
+        (lambda path: with_header(path, "(" * 100), "expected an array in npy format"),
+        (lambda path: with_header(path, "-" * 9000 + "1"), "expected an array in npy format"),
+        (lambda path: with_header(path, HEADER.format("(True, 12288)")), r"found \(True, 12288\)"),
+        (lambda path: compressed_wrongly(path), "found a damaged or other file"),
     ],
 )
 def test_a_wrong_imagenet64_batch_is_named(tmp_path, small_imagenet, damage, message):
@@ -309,7 +329,7 @@ def test_a_wrong_imagenet64_batch_is_named(tmp_path, small_imagenet, damage, mes
 
 
 def test_an_imagenet64_batch_that_claims_more_than_it_has_is_named(tmp_path, small_imagenet):
-    """Nothing of the size that its header names is allocated before that is found to be too much."""
+    """Or one that claims more than any published batch has, before that much is allocated."""
     path = tmp_path / "train_data_batch_3.npz"
     for rows, message in (
         (3, "found more or fewer"),

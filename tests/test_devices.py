@@ -7,10 +7,11 @@ import torch
 from checks import LIMIT, chi_square_score, machine, mean_scores, random_rbm
 
 from latentbits import BernoulliPrior, Counts, LatentModel, ais, bernoulli, evaluate, gibbs, raise_log_prob
+from latentbits.adversarial import generator_loss
 from latentbits.config import ModelConfig
-from latentbits.model import build
+from latentbits.model import WGAN, build
 from latentbits.objectives import joint_losses
-from latentbits.splits import Form
+from latentbits.splits import Form, distort, shift
 from latentbits.tempering import parallel_tempering, start, tempering_schedule
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -88,3 +89,35 @@ def test_an_evaluation_is_exact_where_it_can_be(device):
     assert result.likelihood.nll == pytest.approx(-float(log_p.logsumexp(0).mean()), abs=0.02)
     assert result.likelihood_raise is not None
     assert abs(result.likelihood_raise.nll - result.likelihood.nll) < 1  # on the first 20 of the images
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_residual_step_in_colour_reaches_every_parameter(device, precision):
+    config = ModelConfig(
+        network="resnet", maps=(4, 8), repeats=1, latent=6, hidden=5, components=2, precision=precision
+    )
+    form = Form(3, 8, 8, 256)
+    model = build(config, form, torch.Generator().manual_seed(0))
+    assert isinstance(model, LatentModel)
+    model = model.to(device)
+    x = torch.randint(0, 256, (5, 192), generator=generator(device, 11), device=device, dtype=torch.uint8)
+    x = distort(
+        shift(x, Form(3, 8, 8, 256), 0.5, generator(device, 12)), Form(3, 8, 8, 256), 1.0, generator(device, 13)
+    )
+    z = bernoulli(torch.zeros(30, 6, device=device), generator(device, 14))
+    losses = joint_losses(model, x.float(), z, "vimco", 8, 3, 0.0, generator(device, 15))
+    (losses.decoder + losses.encoder + losses.prior).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert model.sample(3, 2, generator(device, 16)).shape == (3, 192)
+
+
+def test_a_gan_draws_and_is_judged(device):
+    model = build(ModelConfig(network="dcgan", maps=(4, 8), latent=3, prior="normal"), Form(3, 8, 8, 256))
+    assert isinstance(model, WGAN)
+    model = model.to(device)
+    loss = generator_loss(model, model.prior.sample(6, generator(device, 17)))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.generator.parameters())
+    assert model.eval().sample(3, generator(device, 18)).shape == (3, 192)

@@ -66,8 +66,8 @@ def test_log_prob_is_the_oracles(channels, seed):
 
 @pytest.mark.parametrize("log_scale", [-9.0, -5.0, -1.0, 3.0])
 @pytest.mark.parametrize("channel", [0, 1, 2])
-@pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, True), (torch.float32, False), (torch.float64, False)])
-def test_each_conditional_sums_to_one(channel, log_scale, dtype, fused):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_conditional_sums_to_one(channel, log_scale, dtype):
     """The levels of a sub-pixel, and of those after it, sum to the probability of the earlier ones."""
     parameters = random_parameters(3, log_scale=log_scale, seed=7).to(dtype)
     every = torch.arange(256.0)
@@ -75,30 +75,70 @@ def test_each_conditional_sums_to_one(channel, log_scale, dtype, fused):
         levels, expected = every[:, None], 1.0
         parameters = parameters.view(10, COMPONENTS)[[0, 1, 4]].reshape(-1, 1, 1)
     else:
-        first = LogisticMixture(parameters).sample(generator=seeded(1)).long()
-        _, tables = oracle(parameters.flatten(), first, 3)
-        rest = torch.cartesian_prod(*[every] * (3 - channel)).view(-1, 3 - channel)
-        levels = torch.cat([first[:channel].float().expand(len(rest), -1), rest], 1)
-        expected = tables[0][first[0]] * (tables[1][first[1]] if channel == 2 else 1.0)
-    if fused:  # one row of parameters for each image, which the compiled loops want
-        parameters = parameters.expand(len(levels), -1, -1, -1)
+        levels, expected = later_levels(parameters, channel)
     total = float(LogisticMixture(parameters, 1 if channel == 0 else 3).log_prob(levels).double().logsumexp(0).exp())
     # in float32 the earlier levels' own probability is that far from the oracle's, where scales are small
     tolerance = 1e-9 if dtype == torch.float64 else 1e-5 if channel == 0 else 5e-5
     assert total == pytest.approx(expected, rel=tolerance)
 
 
-def test_extreme_parameters_stay_finite_with_gradients():
+def later_levels(parameters, channel):
+    """All levels of a channel and of those after it, behind some of the earlier ones', and the probability of these."""
+    every = torch.arange(256.0)
+    first = LogisticMixture(parameters).sample(generator=seeded(1)).long()
+    _, tables = oracle(parameters.flatten(), first, 3)
+    rest = torch.cartesian_prod(*[every] * (3 - channel)).view(-1, 3 - channel)
+    levels = torch.cat([first[:channel].float().expand(len(rest), -1), rest], 1)
+    return levels, tables[0][first[0]] * (tables[1][first[1]] if channel == 2 else 1.0)
+
+
+@pytest.mark.parametrize("log_scale", [-9.0, -5.0, -1.0, 3.0])
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_each_conditional_of_the_compiled_loops_sums_to_one(channel, log_scale):
+    """For red with coefficients of 0 and scales by which green and blue are nearly always at four levels each."""
+    parameters = random_parameters(3, log_scale=log_scale, seed=7)
+    if channel == 0:
+        table = parameters.view(10, COMPONENTS)
+        table[2:4], table[5:7], table[7:] = 0.0, -9.0, 0.0
+        near = torch.arange(126.0, 130.0)  # the mean is half-way between 127 and 128
+        levels, expected = torch.cartesian_prod(torch.arange(256.0), near, near), 1.0
+    else:
+        levels, expected = later_levels(parameters, channel)
+    rows = LogisticMixture(parameters.expand(len(levels), -1, -1, -1))
+    assert float(rows.log_prob(levels).double().logsumexp(0).exp()) == pytest.approx(expected, rel=5e-5)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_extreme_parameters_stay_finite_with_gradients(compiled):
+    levels = torch.tensor([[0.0, 128.0, 255.0], [255.0, 0.0, 3.0]])
     for loc in (-50.0, 0.0, 50.0):
         for log_scale in (-20.0, 0.0, 20.0):
             parameters = random_parameters(3, (2,), seed=1)
             parameters.view(2, 10, COMPONENTS)[:, 1:4] = loc
             parameters.view(2, 10, COMPONENTS)[:, 4:7] = log_scale
             parameters.requires_grad_()
-            log_p = LogisticMixture(parameters).log_prob(torch.tensor([[0.0, 128.0, 255.0], [255.0, 0.0, 3.0]]))
+            # an image that wants a gradient goes the plain way
+            log_p = LogisticMixture(parameters).log_prob(levels if compiled else levels.clone().requires_grad_())
             assert log_p.isfinite().all()
             log_p.sum().backward()
             assert parameters.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("component", range(COMPONENTS))
+def test_a_parameter_that_is_not_a_number_shows(component):
+    levels = torch.randint(0, 256, (2, 3 * 7), generator=seeded(13)).float()
+    for kind in range(10):
+        parameters = random_parameters(3, (2,), (1, 7), seed=14)
+        parameters.view(2, 10, COMPONENTS, 7)[0, kind, component, 3] = torch.nan
+        log_p = LogisticMixture(parameters).log_prob(levels)
+        assert log_p.isnan().tolist() == [True, False], kind
+
+
+def test_shapes_that_do_not_fit_the_compiled_loops_are_refused():
+    for size, dimensions in (((2, 2), 192), ((2, 2), 3), ((8, 8), 12)):
+        with pytest.raises(ValueError, match=r"mixture_log_prob: expected x \(B, 3 H W\)"):
+            LogisticMixture(random_parameters(3, (2,), size)).log_prob(torch.zeros(2, dimensions))
+    assert LogisticMixture(random_parameters(3, (0,), (2, 2))).log_prob(torch.zeros(0, 12)).shape == (0,)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

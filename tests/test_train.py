@@ -26,7 +26,7 @@ from latentbits.config import (
 from latentbits.files import load_state, save_state
 from latentbits.joint import samples_at
 from latentbits.pretrain import cd_steps, soft_binarize
-from latentbits.session import State, TrainingError, epoch_order
+from latentbits.session import Session, State, TrainingError, epoch_order
 from latentbits.splits import Form, Splits
 from latentbits.stages import rate_factor, shrink
 from latentbits.train import new_state
@@ -255,6 +255,29 @@ def test_a_second_ctrl_c_interrupts_at_once_and_the_run_resumes(tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             lb.train(config, tmp_path / "run", quiet=True)
     assert_same_run(whole, lb.train(config, tmp_path / "run", resume=True, quiet=True))
+
+
+def test_a_crash_at_the_last_checkpoint_trains_nothing_again(tmp_path, monkeypatch):
+    config, last = tiny(), Session.checkpoint
+    whole = lb.train(config, tmp_path / "whole", quiet=True)
+
+    def full(self):
+        if self.state.stage == "finished":
+            raise OSError("disk full")
+        last(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "checkpoint", full)
+        with pytest.raises(OSError, match="disk full"):
+            lb.train(config, tmp_path / "run", quiet=True)
+    assert_same_run(whole, lb.train(config, tmp_path / "run", resume=True, quiet=True))
+
+
+def test_stage_3_alone_is_averaged_over_epochs(tmp_path):
+    """Validation fits the annealing base of the averaged model, which the other one then has to have too."""
+    alone = {"autoencoder": {"epochs": 0}, "rbm": {"cd_epochs": 0, "pcd_epochs": 0}}
+    run = lb.train(tiny(**alone, joint={"epochs": 3, "average": 0.9}), tmp_path / "run", quiet=True)
+    assert len(run.metrics()) == 3
 
 
 @pytest.mark.parametrize("moment", ["append_metrics", "save_weights"])
