@@ -26,6 +26,7 @@ class DataConfig(Section):
     )
     damaged: Literal["skip", "refuse"] = Field("skip", description="what to do with a file of yours that is no picture")
     size: int = Field(32, ge=4, le=512, description="height and width that your own images are scaled and cropped to")
+    kind: Literal["colour", "grey", "black-and-white"] = Field("colour", description="what your own images become")
 
 
 class ModelConfig(Section):
@@ -278,7 +279,8 @@ class Config(Section):
                 )
             if stage.epochs and stage.centered and self.model.prior != "rbm":
                 raise ValueError(f"{name}.centered: is for model.prior=rbm, got {self.model.prior}")
-        if self.data.name in COLOUR and self.model.network not in ("resnet", "dcgan"):
+        bits = self.data.name not in COLOUR or (self.data.name == "images" and self.data.kind == "black-and-white")
+        if not bits and self.model.network not in ("resnet", "dcgan"):
             raise ValueError(
                 f"model.network: expected resnet or dcgan for {self.data.name}, whose pixels are not bits, got "
                 f"{self.model.network}"

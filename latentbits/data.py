@@ -69,7 +69,7 @@ FORMS = {
 
 def form_of(config: DataConfig) -> Form:
     """What the images of a data set look like."""
-    return square_form(config.size) if config.name == "images" else FORMS[config.name]
+    return square_form(config.size, config.kind) if config.name == "images" else FORMS[config.name]
 
 
 def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits:
@@ -99,7 +99,7 @@ def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits
     if config.name == "imagenet64":
         return imagenet64(path)
     refuse = config.damaged == "refuse"
-    return natural64(path, refuse) if config.name == "natural64" else images(path, config.size, refuse)
+    return natural64(path, refuse) if config.name == "natural64" else images(path, form_of(config), refuse)
 
 
 def _digits() -> Splits:

@@ -1,8 +1,8 @@
 """Data sets made of picture files: a folder, a tar or a zip archive of PNG and JPEG, and ``natural64``.
 
-Archives are read as streams and nothing is extracted. Each picture is turned as its camera says, converted to RGB,
-scaled and cropped about its center to a square, one at a time; the result is 3 bytes a pixel, twice while it is put
-together. Names that do not end as pictures do are passed over; what claims to be a picture and
+Archives are read as streams and nothing is extracted. Each picture is turned as its camera says, made RGB, grey or
+black and white, scaled and cropped about its center, one at a time; the result is a byte for each channel of a pixel,
+twice while it is put together. Names that do not end as pictures do are passed over; what claims to be a picture and
 cannot be read, is truncated, or has more pixels than ``MOST_PIXELS`` is skipped and named in a warning, or refused, by
 ``data.damaged``.
 """
@@ -46,12 +46,12 @@ class Pictures(NamedTuple):
     skipped: list[tuple[str, str]]
 
 
-def read_pictures(path: Path, size: int, refuse: bool = False) -> Pictures:
-    """Read a folder, a ``.tar`` or a ``.zip`` of pictures as squares.
+def read_pictures(path: Path, form: Form, refuse: bool = False) -> Pictures:
+    """Read a folder, a ``.tar`` or a ``.zip`` of pictures as images of one form.
 
     Arguments:
         path: The folder or archive.
-        size: Height and width in pixels.
+        form: Of the images. With one channel pictures become grey, with two levels black and white at half of white.
         refuse: Whether a file that is no whole picture is an error, instead of being skipped.
 
     Raises:
@@ -61,7 +61,7 @@ def read_pictures(path: Path, size: int, refuse: bool = False) -> Pictures:
     skipped = []
     for name, content in _files(path):
         try:
-            found[name] = _square(content, size)
+            found[name] = _fitted(content, form)
         except UNREADABLE as error:
             if refuse:
                 raise DataError(
@@ -106,24 +106,29 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
         ) from error
 
 
-def _square(content: bytes, size: int) -> np.ndarray:
-    """A picture as (3 * size * size,) bytes, channel by channel."""
+def _fitted(content: bytes, form: Form) -> np.ndarray:
+    """A picture as (D,) levels, channel by channel."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MOST_PIXELS:,}")
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-    square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(square).transpose(2, 0, 1).reshape(-1)
+            upright = ImageOps.exif_transpose(picture).convert("RGB" if form.channels == 3 else "L")
+    fitted = np.asarray(ImageOps.fit(upright, (form.width, form.height), Image.Resampling.LANCZOS))
+    levels = fitted if form.levels == 256 else (fitted >= 128).astype(np.uint8)
+    return np.atleast_3d(levels).transpose(2, 0, 1).reshape(-1)
 
 
-def square_form(size: int) -> Form:
-    """Of squares in colour."""
-    return Form(3, size, size, 256)
+KINDS = {"colour": (3, 256), "grey": (1, 256), "black-and-white": (1, 2)}
 
 
-def images(path: Path, size: int, refuse: bool = False) -> Splits:
+def square_form(size: int, kind: str = "colour") -> Form:
+    """Of squares in colour, grey, or black and white."""
+    channels, levels = KINDS[kind]
+    return Form(channels, size, size, levels)
+
+
+def images(path: Path, form: Form, refuse: bool = False) -> Splits:
     """One's own pictures, 8 in 10 for training, split by a hash of each one's name: adding some to a folder moves none.
 
     What is skipped is named in a warning.
@@ -131,7 +136,7 @@ def images(path: Path, size: int, refuse: bool = False) -> Splits:
     Raises:
         DataError: As :func:`read_pictures`, or if a split stays empty.
     """
-    pictures = read_pictures(path, size, refuse)
+    pictures = read_pictures(path, form, refuse)
     tenth = np.array([hashlib.sha256(name.encode()).digest()[0] * 10 // 256 for name in pictures.names])
     parts = [pictures.images[which] for which in (tenth < 8, tenth == 8, tenth == 9)]
     if not all(len(part) for part in parts):
@@ -140,7 +145,7 @@ def images(path: Path, size: int, refuse: bool = False) -> Splits:
             "30 or more will do"
         )
     warn_of(pictures, path)
-    return make_splits("images", parts, square_form(size))
+    return make_splits("images", parts, form)
 
 
 def warn_of(pictures: Pictures, path: Path) -> None:
@@ -152,7 +157,7 @@ def warn_of(pictures: Pictures, path: Path) -> None:
 
 def natural64(folder: Path, refuse: bool = False) -> Splits:
     """Photographs of 64x64: ``train.tar``, the last 1,000 by name for validation, and ``val.tar`` for test."""
-    both = [read_pictures(folder / name, 64, refuse) for name in ("train.tar", "val.tar")]
+    both = [read_pictures(folder / name, square_form(64), refuse) for name in ("train.tar", "val.tar")]
     for pictures, name in zip(both, ("train.tar", "val.tar"), strict=True):
         warn_of(pictures, folder / name)
     train, test = (pictures.images for pictures in both)

@@ -10,7 +10,9 @@ from PIL import Image
 
 from latentbits import data, folders
 from latentbits.config import DataConfig
-from latentbits.splits import DataError
+from latentbits.splits import DataError, Form
+
+SQUARE = Form(3, 8, 8, 256)
 
 
 def encoded(pixels, ending="PNG", **options):
@@ -49,7 +51,7 @@ def write(files, path):
 @pytest.mark.parametrize("place", ["folder", "all.tar", "all.zip"])
 def test_pictures_come_back_channel_by_channel(tmp_path, files, place):
     path = write(files | {"notes.txt": b"not a picture, and not taken for one"}, tmp_path / place)
-    pictures = folders.read_pictures(path, 8)
+    pictures = folders.read_pictures(path, SQUARE)
     assert pictures.names == sorted(files)
     assert pictures.skipped == []
     np.testing.assert_array_equal(pictures.images[7].reshape(3, 8, 8), random_pixels(7).transpose(2, 0, 1))
@@ -71,7 +73,7 @@ def test_pictures_are_turned_cropped_and_made_rgb(tmp_path):
         },
         tmp_path / "folder",
     )
-    images = folders.read_pictures(tmp_path / "folder", 8).images.reshape(3, 3, 8, 8)
+    images = folders.read_pictures(tmp_path / "folder", SQUARE).images.reshape(3, 3, 8, 8)
     assert (images[0] == 200).all()
     assert images[1][:, :, 7].min() > 180
     assert images[1][:, :, 0].max() < 80
@@ -89,14 +91,14 @@ def test_what_is_no_whole_picture_is_skipped_and_named_or_refused(tmp_path, file
     monkeypatch.setattr(folders, "MOST_PIXELS", 1000)
     bad["huge.png"] = whole
     path = write(files | bad, tmp_path / "all.zip")
-    pictures = folders.read_pictures(path, 8)
+    pictures = folders.read_pictures(path, SQUARE)
     assert pictures.names == sorted(files)
     assert sorted(name for name, _ in pictures.skipped) == sorted(bad)
     assert "40 x 40 pixels are more than 1,000" in dict(pictures.skipped)["huge.png"]
     with pytest.raises(DataError, match="is no whole picture"):
-        folders.read_pictures(path, 8, refuse=True)
+        folders.read_pictures(path, SQUARE, refuse=True)
     with pytest.warns(UserWarning, match="skipped 5 files that are no whole pictures: .*torn.png"):
-        folders.images(path, 8)
+        folders.images(path, SQUARE)
 
 
 @pytest.mark.parametrize("side", [8_000, 10_000, 60_000])  # more than MOST_PIXELS; Pillow's warning; Pillow's error
@@ -106,7 +108,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, side):
     header[16:24] = side.to_bytes(4, "big") * 2
     path = write({"bomb.png": bytes(header)}, tmp_path / "folder")
     with pytest.raises(DataError, match=r"found none; 1 could not be read, such as bomb.png"):
-        folders.read_pictures(path, 8)
+        folders.read_pictures(path, SQUARE)
 
 
 @pytest.mark.parametrize("name", ["none.tar", "torn.tar", "torn.zip", "bad.zip", "locked.zip", "empty"])
@@ -135,7 +137,7 @@ def test_a_missing_or_damaged_place_is_named(tmp_path, files, name):
     elif name == "empty":
         path.mkdir()
     with pytest.raises(DataError, match=rf"{name}: expected"):
-        folders.read_pictures(path, 8)
+        folders.read_pictures(path, SQUARE)
 
 
 def test_own_images_keep_their_split_when_others_come(tmp_path, files):
@@ -150,6 +152,29 @@ def test_own_images_keep_their_split_when_others_come(tmp_path, files):
     after = data.load(config, path)
     for old, new in zip(before[1:4], after[1:4], strict=True):
         assert {bytes(row) for row in old.numpy()} <= {bytes(row) for row in new.numpy()}
+
+
+def test_own_images_become_grey_or_black_and_white(tmp_path):
+    """By the luminance of ITU-R 601, which Pillow's documentation states."""
+    pixels = random_pixels(1)
+    files = {f"{number}.png": encoded(np.roll(pixels, number, 0)) for number in range(60)}
+    path = write(files, tmp_path / "folder")
+    luminance = pixels.astype(np.float64) @ np.array([299, 587, 114]) / 1000
+    for kind, levels in (("grey", 256), ("black-and-white", 2)):
+        config = DataConfig(name="images", size=8, kind=kind)
+        splits = data.load(config, path)
+        assert splits.form == data.form_of(config) == Form(1, 8, 8, levels)
+        images = np.concatenate([part.numpy() for part in splits[1:4]]).reshape(-1, 8, 8)
+        if levels == 256:
+            rolled = np.stack([np.roll(luminance, n, 0) for n in range(8)])
+            assert np.abs(images - rolled[:, None]).max((2, 3)).min(0).max() <= 1
+        else:
+            sure = np.abs(luminance - 128) > 1
+            shifted = [(np.roll(luminance >= 128, n, 0), np.roll(sure, n, 0)) for n in range(8)]
+            assert all(any((image[where] == white[where]).all() for white, where in shifted) for image in images)
+            assert set(np.unique(images)) == {0, 1}
+    tall = folders.read_pictures(path, Form(1, 10, 6, 256))
+    assert tall.images.shape == (60, 60)
 
 
 def test_own_images_need_a_place_and_enough_of_them(tmp_path, files):
@@ -178,7 +203,7 @@ def test_links_in_a_tar_are_passed_over(tmp_path, files):
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    assert folders.read_pictures(path, 8).names == sorted(files)
+    assert folders.read_pictures(path, SQUARE).names == sorted(files)
 
 
 def test_damaged_pictures_are_refused_where_asked(tmp_path, files):
