@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .distributions import Bits, DiagonalNormal, LogisticMixture
-from .fused import generator_device
+from .fused import generator_device, uniform
 from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .splits import Form
@@ -249,6 +249,47 @@ class LatentModel(nn.Module):
             Means, with shape (n, D).
         """
         return self.decode(sample_prior(self.prior, n, gibbs_steps, generator, temperatures))
+
+    @torch.no_grad()
+    def inpaint(
+        self, x: Tensor, known: Tensor, steps: int = 100, samples: int = 20, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw the unknown pixels of images given the known ones, by Gibbs moves over latents and pixels.
+
+        At each step the present z and ``samples - 1`` new ones from q(z | x) compete by their importance weights,
+        which leaves p(z | x) as it is (iterated sampling importance resampling, Andrieu, Lee & Vihola 2018); then
+        the unknown pixels are drawn from p(x | z).
+
+        Arguments:
+            x: Images, with shape (B, D); unknown pixels may have any value, where the walk begins.
+            known: Which pixels are kept, bool, with shape (D,) or (B, D).
+            steps: Length of the walk.
+            samples: How many z compete, 2 or more.
+            generator: Source of the randomness; the default generator if None.
+
+        Returns:
+            Images with shape (B, D), draws and not means.
+
+        Raises:
+            ValueError: If shapes or counts do not fit.
+        """
+        if known.dtype != torch.bool or known.shape not in (x.shape, x.shape[1:]) or samples < 2 or steps < 1:
+            raise ValueError(
+                f"inpaint: expected known as bool with shape {tuple(x.shape)} or {tuple(x.shape[1:])}, steps of 1 or "
+                f"more and samples of 2 or more, got {known.dtype} with {tuple(known.shape)}, {steps} and {samples}"
+            )
+        x = x.to(self.prior.visible_bias)
+        z = self.posterior(x).sample((1,), generator)
+        for _ in range(steps):
+            every = torch.cat([z, self.posterior(x).sample((samples - 1,), generator)])
+            log_w = self.log_weight(x, every)
+            u = uniform(log_w.shape, log_w, generator).clamp(min=1e-30)
+            chosen = (log_w - (-u.log()).log()).argmax(0)  # Gumbel's trick
+            z = every.gather(0, chosen[None, :, None].expand(1, -1, every.shape[2]))
+            parts = z[0].split(self.rows_at_once())
+            drawn = torch.cat([self.likelihood(part).sample(generator=generator) for part in parts])
+            x = torch.where(known, x, drawn)
+        return x
 
 
 class GaussianModel(LatentModel):

@@ -146,3 +146,34 @@ def test_build_of_the_ablations():
     rbm = build(ModelConfig(network="none", hidden=7), Form(1, 3, 3))
     assert isinstance(rbm, RBM)
     assert (rbm.visible, rbm.hidden) == (9, 7)
+
+
+@pytest.mark.parametrize("samples", [2, 7])
+def test_unknown_pixels_are_drawn_given_the_known_ones(model, samples):
+    """Against p(x) by enumeration over all images that have the known pixels; both where all share them and not."""
+    every = exact_latent.states(D)
+    _, tables = exact_tables(model, every.float())
+    p = tables.log_prob().exp().detach()
+    n = 40_000
+    known = torch.tensor([True, False, False, True])
+    start = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(n, -1)
+    found = model.inpaint(start, known, 12, samples, seeded(7))
+    fits = ((every == start[0]) | ~known).all(1)
+    expected = torch.where(fits, p, 0) / p[fits].sum()
+    places = (found.double() @ torch.tensor([8.0, 4.0, 2.0, 1.0], dtype=torch.float64)).long()
+    counts = torch.bincount(places, minlength=16).numpy()
+    assert counts[~fits.numpy()].sum() == 0
+    assert chi_square_score(counts[fits.numpy()], expected[fits].numpy()) < LIMIT
+    own = torch.stack([known, ~known]).repeat_interleave(n // 2, 0)
+    mixed = model.inpaint(start, own, 12, samples, seeded(8))
+    assert torch.equal(mixed[own], start[own])
+    half = torch.bincount((mixed[: n // 2].double() @ torch.tensor([8.0, 4.0, 2.0, 1.0]).double()).long(), minlength=16)
+    assert chi_square_score(half.numpy()[fits.numpy()], expected[fits].numpy()) < LIMIT
+
+
+def test_inpainting_refuses_what_does_not_fit(model, x):
+    for known, steps, samples in ((torch.ones(4), 1, 2), (torch.ones(3).bool(), 1, 2), (torch.ones(4).bool(), 0, 2)):
+        with pytest.raises(ValueError, match=r"inpaint: expected known as bool with shape \(2, 4\) or \(4,\)"):
+            model.inpaint(x, known, steps, samples)
+    with pytest.raises(ValueError, match="samples of 2 or more"):
+        model.inpaint(x, torch.ones(4).bool(), 1, 1)
