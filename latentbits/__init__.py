@@ -11,6 +11,7 @@
 
 from . import distributed, recipes
 from .anneal import AISEstimate, adaptive_schedule, ais, linear_schedule, raise_log_prob
+from .codes import load_codes, read_images, save_codes
 from .config import Config
 from .data import load as load_data
 from .evaluate import Counts, Evaluation, evaluate
@@ -51,15 +52,18 @@ __all__ = [
     "gibbs",
     "linear_schedule",
     "load",
+    "load_codes",
     "load_data",
     "load_pretrained",
     "parallel_tempering",
     "pretrained_names",
     "raise_log_prob",
     "random_bits",
+    "read_images",
     "recipes",
     "resample",
     "sample_prior",
+    "save_codes",
     "tempering_schedule",
     "train",
     "vimco",

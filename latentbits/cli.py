@@ -1,10 +1,8 @@
-"""The command ``latentbits``: train, evaluate, sample, report, recipes, data."""
+"""The command ``latentbits``; its commands on images of one's own are in :mod:`latentbits.codes_cli`."""
 
 import dataclasses
-import difflib
 import io
 import json
-import os
 import shutil
 import sys
 import time
@@ -19,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__, colour, data, distributed
+from .codes_cli import decode_run, encode_run, inpaint_run, score_run
 from .config import Config
+from .console import UsageError, check_device, check_output, console, lookup, say
 from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
 from .files import FileError, write_atomically
 from .model import WGAN, LatentModel
@@ -31,17 +31,6 @@ from .runs import Run, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .splits import DataError, cache_dir
 from .train import train
-
-console = Console(highlight=False)
-
-
-def say(text: str) -> None:
-    """Print a line as it is: no markup, and no wrapping of paths."""
-    console.print(text, soft_wrap=True, markup=False)
-
-
-class UsageError(ValueError):
-    """A command line that cannot be obeyed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +107,6 @@ def describe(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     came = "" if isinstance(problem["input"], dict) else f", got {problem['input']}"
     return f"--{option}: {message}{came}" if option else message
-
-
-def lookup(name: str, table: dict[str, Any], kind: str) -> Any:
-    """The entry of a table, or an error with the nearest names."""
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(name, table, n=3, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise UsageError(f"{kind}: expected one of {', '.join(table)}, got {name!r}{hint}")
 
 
 def train_command(args: Sequence[str]) -> int:
@@ -298,25 +278,6 @@ def curve_run(
         say(f"written: {folder.curve_path(split)}")
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that PyTorch does not have here."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device: expected one that PyTorch has here, got {device!r} ({reason})") from error
-    if ":" in device and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(f"--device: several processes take a GPU each; expected cuda, got {device}")
-
-
-def check_output(path: Path | None, overwrite: bool) -> None:
-    """Refuse an output that is there already, unless asked, or that cannot be a file."""
-    if path is not None and path.is_dir():
-        raise UsageError(f"--out: {path} is a folder; name a file in it")
-    if path is not None and path.exists() and not overwrite:
-        raise UsageError(f"--out: {path} exists; add --overwrite to replace it, or name another file")
-
-
 def sample_run(
     run: tyro.conf.Positional[Path | None] = None,
     pretrained: str | None = None,
@@ -444,6 +405,10 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "evaluate": ("log-likelihood from both sides, with error bars", _tyro(evaluate_run, "evaluate")),
     "curve": ("the likelihood of the weights kept along the way", _tyro(curve_run, "curve")),
     "sample": ("draw images from a run as a PNG grid", _tyro(sample_run, "sample")),
+    "encode": ("binary codes of images", _tyro(encode_run, "encode")),
+    "decode": ("images from codes", _tyro(decode_run, "decode")),
+    "score": ("each image's log-likelihood", _tyro(score_run, "score")),
+    "inpaint": ("keep a part of each image and draw the rest", _tyro(inpaint_run, "inpaint")),
     "report": ("draw a run: curves, samples, reconstructions", _tyro(report_run, "report")),
     "recipes": ("list what can be trained", _tyro(print_recipes, "recipes")),
     "data": ("list data sets and what is present", _tyro(print_data, "data")),

@@ -1,0 +1,88 @@
+"""Codes of images in a file, and images and their names from a place that a user names."""
+
+import io
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .files import FileError, write_atomically
+from .folders import read_pictures, warn_of
+from .splits import Form
+
+MOST_BYTES = 4 * 2**30
+
+
+class CodesError(FileError):
+    """A file of codes that cannot be used; the message says why."""
+
+
+class Codes(NamedTuple):
+    """Latents of images.
+
+    Attributes:
+        z: Bits as 0.0 and 1.0, or continuous latents, with shape (N, M).
+        names: Of the images.
+    """
+
+    z: Tensor
+    names: list[str]
+
+
+def save_codes(path: Path, codes: Codes, binary: bool = True) -> None:
+    """Write codes as an npz file: ``names``, and ``bits`` packed by eight with their number, or ``latents``."""
+    z = codes.z.cpu().numpy()
+    arrays = {"bits": np.packbits(z.astype(bool), axis=1), "count": np.array(z.shape[1])} if binary else {"latents": z}
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, names=np.array(codes.names), **arrays)
+    write_atomically(path, content.getvalue())
+
+
+def load_codes(path: Path) -> Codes:
+    """Read codes from an npz file; nothing in it is unpickled.
+
+    Raises:
+        CodesError: If it is missing, damaged, or no file of codes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        names, z = ([], np.empty((0, 0))) if size > MOST_BYTES else _arrays(path)
+    except FileNotFoundError as error:
+        raise CodesError(f"{path}: not found; `latentbits encode` writes such a file") from error
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+        raise CodesError(f"{path}: expected codes from `latentbits encode`, found another or a damaged file") from error
+    if size > MOST_BYTES:
+        raise CodesError(f"{path}: expected codes of up to {MOST_BYTES:,} bytes, found {size:,}")
+    if z.ndim != 2 or len(z) != len(names) or not np.isfinite(z).all():
+        raise CodesError(f"{path}: expected finite codes and a name for each, found {z.shape} and {len(names)} names")
+    return Codes(torch.from_numpy(z), names)
+
+
+def _arrays(path: Path) -> tuple[list[str], np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        names = [str(name) for name in file["names"]]
+        if "latents" in file:
+            return names, np.asarray(file["latents"], np.float32)
+        return names, np.unpackbits(file["bits"], axis=1, count=int(file["count"])).astype(np.float32)
+
+
+def read_images(path: Path, form: Form, invert: bool = False) -> Codes:
+    """Pictures of a folder or an archive in a model's form: levels (N, D) in place of latents, and their names.
+
+    Arguments:
+        path: The folder, ``.tar`` or ``.zip``.
+        form: What the model's images look like.
+        invert: Whether light and dark are exchanged, as for ink on paper under a model of light on dark.
+
+    Raises:
+        DataError: As :func:`latentbits.folders.read_pictures`.
+    """
+    pictures = read_pictures(path, form)
+    warn_of(pictures, path)
+    levels = torch.from_numpy(pictures.images)
+    return Codes(form.levels - 1 - levels if invert else levels, pictures.names)

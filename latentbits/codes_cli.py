@@ -1,0 +1,268 @@
+"""Commands on images of one's own: encode, decode, score, inpaint."""
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from . import data
+from .anneal import ais
+from .codes import Codes, load_codes, read_images, save_codes
+from .console import UsageError, check_output, lookup, say
+from .evaluate import exact_log_partition, summarize_ais
+from .files import write_atomically
+from .model import GaussianModel, LatentModel
+from .progress import Display
+from .rbm import RBM
+from .runs import Run, load, pretrained_names, pretrained_path
+from .splits import Form
+
+IMAGES_AT_ONCE = 500
+
+
+def find_run(name: str) -> Run:
+    """A run folder, or the folder of a model that comes with the package."""
+    if not Path(name).exists() and name in pretrained_names():
+        return Run.open(pretrained_path(name))
+    if not Path(name).exists() and "/" not in name:
+        lookup(name, dict.fromkeys(pretrained_names()), "run: no such folder; among the models of the package")
+    return Run.open(name)
+
+
+def latent_model(run: Run, weights: str) -> LatentModel:
+    """A run's model, if it has latents."""
+    model = load(run.path, weights)
+    if not isinstance(model, LatentModel):
+        raise UsageError(f"{run.path}: expected a model with an encoder and a decoder, found a {type(model).__name__}")
+    return model
+
+
+def chosen_images(run: Run, images: Path | None, split: str, data_dir: Path | None, invert: bool) -> tuple[Codes, Form]:
+    """The pictures at a place, or a split of the run's data; and their form."""
+    form = data.form_of(run.config.data)
+    if images is not None:
+        return read_images(images, form, invert), form
+    x = getattr(data.load(run.config.data, data_dir), split)
+    return Codes(form.levels - 1 - x if invert else x, [f"{split}-{i:06}" for i in range(len(x))]), form
+
+
+def encode_run(
+    run: tyro.conf.Positional[str],
+    images: tyro.conf.Positional[Path | None] = None,
+    out: Path = Path("codes.npz"),
+    split: Literal["test", "valid", "train"] = "test",
+    invert: bool = False,
+    weights: str = "model",
+    data_dir: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the codes of images: the most probable bits under the encoder, eight in a byte, and the images' names.
+
+    Args:
+        run: A run folder, or the name of a model that comes with the package.
+        images: Folder, .tar or .zip of pictures; if not given a split of the run's own data.
+        out: The npz file to write: names, bits and their count.
+        split: Of the run's data, if no images are named.
+        invert: Exchange light and dark, as for ink on paper under a model of light strokes.
+        weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
+        data_dir: Folder with the data set's published files.
+        overwrite: Replace the file if it exists.
+    """
+    check_output(out, overwrite)
+    folder = find_run(run)
+    model = latent_model(folder, weights)
+    found, _ = chosen_images(folder, images, split, data_dir, invert)
+    z = torch.cat([model.encode(part.float()) for part in found.z.split(IMAGES_AT_ONCE)])
+    binary = not isinstance(model, GaussianModel)
+    save_codes(out, Codes(z, found.names), binary)
+    say(f"written: {out}, {len(z):,} codes of {z.shape[1]} {'bits' if binary else 'numbers'}")
+
+
+def decode_run(
+    run: tyro.conf.Positional[str],
+    codes: tyro.conf.Positional[Path],
+    out: Path = Path("decoded"),
+    weights: str = "model",
+) -> None:
+    """Write the images that codes stand for, the decoder's means, as PNG files.
+
+    Args:
+        run: A run folder, or the name of a model that comes with the package.
+        codes: An npz file that `latentbits encode` wrote.
+        out: A new or empty folder.
+        weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
+    """
+    folder = find_run(run)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out: expected a new or an empty folder, got {out}")
+    model, form = latent_model(folder, weights), data.form_of(folder.config.data)
+    found = load_codes(codes)
+    if found.z.shape[1] != model.prior.visible:
+        raise UsageError(f"codes: expected {model.prior.visible} bits each for this model, got {found.z.shape[1]}")
+    out.mkdir(parents=True, exist_ok=True)
+    for first, part in enumerate(found.z.split(IMAGES_AT_ONCE)):
+        for i, image in enumerate(model.decode(part)):
+            number = first * IMAGES_AT_ONCE + i
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(found.names[number]).stem)[:100]
+            picture(image, form).save(out / f"{number:06}-{name}.png")
+    say(f"written: {out}, {len(found.z):,} pictures")
+
+
+def picture(image: Tensor, form: Form) -> Image.Image:
+    """An image (D,) with values from 0 to levels - 1; white is the highest."""
+    pixels = (image.reshape(form.image) * (255 / (form.levels - 1))).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+def score_run(
+    run: tyro.conf.Positional[str],
+    images: tyro.conf.Positional[Path | None] = None,
+    out: Path = Path("scores.csv"),
+    split: Literal["test", "valid", "train"] = "test",
+    samples: int = 1000,
+    chains: int = 1000,
+    temperatures: int = 5000,
+    invert: bool = False,
+    weights: str = "model",
+    seed: int = 0,
+    data_dir: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write each image's log-likelihood with its standard error, the least likely first: for ranking, or outliers.
+
+    Args:
+        run: A run folder, or the name of a model that comes with the package.
+        images: Folder, .tar or .zip of pictures; if not given a split of the run's own data.
+        out: The CSV file to write.
+        split: Of the run's data, if no images are named.
+        samples: K, posterior samples for each image; 2 or more.
+        chains: AIS chains for log Z, whose error is common to all images.
+        temperatures: AIS temperatures.
+        invert: Exchange light and dark, as for ink on paper under a model of light strokes.
+        weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
+        seed: Seed of the samples and the chains.
+        data_dir: Folder with the data set's published files.
+        overwrite: Replace the file if it exists.
+    """
+    if samples < 2 or chains < 2 or temperatures < 1:
+        raise UsageError(
+            "--samples, --chains and --temperatures: expected at least 2, 2 and 1, got "
+            f"{samples}, {chains} and {temperatures}"
+        )
+    check_output(out, overwrite)
+    folder = find_run(run)
+    model = latent_model(folder, weights)
+    found, form = chosen_images(folder, images, split, data_dir, invert)
+    generator = torch.Generator().manual_seed(seed)
+    log_z = exact_log_partition(model.prior)
+    if log_z is None:
+        assert isinstance(model.prior, RBM)
+        log_z = summarize_ais(ais(model.prior, chains, temperatures, generator), temperatures, "linear")
+    log_p, variance = [], []
+    with Display(quiet=False) as display:
+        display.phase("scoring", len(found.z), 0)
+        for part in found.z.split(100):
+            sums = model.importance_sums(part.float(), samples, 0, generator)
+            log_p.append(sums.log_mean - log_z.value)
+            variance.append(sums.variance)
+            display.advance(sum(len(done) for done in log_p))
+    values, errors = torch.cat(log_p).tolist(), torch.cat(variance).sqrt().tolist()
+    rows = sorted(zip(values, errors, found.names, strict=True))
+    content = io.StringIO()
+    writer = csv.writer(content)
+    writer.writerow(["name", "log_likelihood_nats", "standard_error", "bits_per_dimension"])
+    for value, error, name in rows:
+        writer.writerow([name, f"{value:.4f}", f"{error:.4f}", f"{-value / (form.dimensions * np.log(2)):.5f}"])
+    write_atomically(out, content.getvalue().encode())
+    for value, error, name in rows[:5]:
+        say(f"least likely: {name}, {value:.2f} ± {error:.2f} nats")
+    common = "exact" if log_z.method == "exact" else f"± {log_z.standard_error or float('nan'):.3f}, common to all"
+    say(f"written: {out}, {len(rows):,} images, K = {samples:,}, log Z {common}")
+
+
+def inpaint_run(
+    run: tyro.conf.Positional[str],
+    images: tyro.conf.Positional[Path | None] = None,
+    keep: Literal["left", "right", "top", "bottom"] = "left",
+    mask: Path | None = None,
+    out: Path = Path("inpainted.png"),
+    count: int = 10,
+    draws: int = 4,
+    steps: int = 200,
+    samples: int = 20,
+    split: Literal["test", "valid", "train"] = "test",
+    invert: bool = False,
+    weights: str = "model",
+    seed: int = 0,
+    data_dir: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Keep a part of each image and draw the rest from the model: a PNG with the image, its part, and several draws.
+
+    Args:
+        run: A run folder, or the name of a model that comes with the package.
+        images: Folder, .tar or .zip of pictures; if not given a split of the run's own data.
+        keep: The half that is kept.
+        mask: Instead of a half, a picture of the images' size: what is light in it is kept.
+        out: The picture to write.
+        count: Of images, at equal distances.
+        draws: For each image.
+        steps: Gibbs steps over latents and pixels.
+        samples: Latents that compete at each step, 2 or more.
+        split: Of the run's data, if no images are named.
+        invert: Exchange light and dark, as for ink on paper under a model of light strokes.
+        weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
+        seed: Seed of the draws.
+        data_dir: Folder with the data set's published files.
+        overwrite: Replace the picture if it exists.
+    """
+    from .report import grid, zoom_for
+
+    if min(count, draws, steps) < 1 or samples < 2:
+        raise UsageError(
+            "--count, --draws, --steps and --samples: expected at least 1, 1, 1 and 2, got "
+            f"{count}, {draws}, {steps} and {samples}"
+        )
+    check_output(out, overwrite)
+    folder = find_run(run)
+    model = latent_model(folder, weights)
+    found, form = chosen_images(folder, images, split, data_dir, invert)
+    some = torch.linspace(0, len(found.z) - 1, min(count, len(found.z))).round().long()
+    x, known = found.z[some].float(), kept_pixels(form, keep, mask)
+    hidden = torch.where(known, x, (form.levels - 1) / 2)
+    generator = torch.Generator().manual_seed(seed)
+    begin = torch.where(known, x, x.mean(0).round()).repeat(draws, 1)
+    drawn = model.inpaint(begin, known, steps, samples, generator).view(draws, *x.shape)
+    content = io.BytesIO()
+    grid(torch.cat([x, hidden, *drawn]), form, columns=len(x), zoom=zoom_for(form)).save(content, "PNG")
+    write_atomically(out, content.getvalue())
+    say(f"written: {out}; rows: images, what was kept, {draws} draws")
+
+
+def kept_pixels(form: Form, keep: str, mask: Path | None) -> Tensor:
+    """Which pixels are kept, bool (D,): a half, or what is light in a picture of the images' size."""
+    channels, height, width = form.image
+    if mask is None:
+        row, column = torch.arange(height)[:, None], torch.arange(width)
+        halves = {
+            "left": column < width // 2, "right": column >= width // 2,
+            "top": row < height // 2, "bottom": row >= height // 2,
+        }  # fmt: skip
+        return halves[keep].expand(channels, height, width).reshape(-1)
+    try:
+        with Image.open(mask, formats=("PNG", "JPEG")) as opened:
+            if opened.size != (width, height):
+                raise UsageError(f"--mask: expected {width}x{height} pixels, got {opened.width}x{opened.height}")
+            light = torch.from_numpy(np.asarray(opened.convert("L")) >= 128)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"--mask: expected a PNG or JPEG picture, got {mask} ({error})") from error
+    return light.expand(channels, height, width).reshape(-1)

@@ -1,0 +1,179 @@
+"""Codes, scores and inpainting of pictures, through files and commands."""
+
+import csv
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from checks import LIMIT, seeded
+from PIL import Image
+from test_train import tiny
+
+import latentbits as lb
+from latentbits import codes, data
+from latentbits.cli import main
+from latentbits.codes import Codes, CodesError
+from latentbits.splits import Form
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    config = tiny(autoencoder={"epochs": 20, "batch_size": 50}, joint={"epochs": 5, "batch_size": 50})
+    return lb.train(config, tmp_path_factory.mktemp("codes") / "run", quiet=True)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Forty digits as pictures, light on dark, and their bits in the order of their names."""
+    bits = data.load("digits").test[:40]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(bits.view(-1, 8, 8).numpy()):
+        Image.fromarray(image * 255).save(folder / f"digit {i:02}.png")
+    return folder, bits
+
+
+def opened(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_pictures_are_encoded_and_decoded(run, pictures, tmp_path, capsys):
+    folder, bits = pictures
+    file = tmp_path / "codes.npz"
+    assert main(["encode", str(run.path), str(folder), "--out", str(file)]) == 0
+    found, model = lb.load_codes(file), lb.load(run.path)
+    assert found.names == [f"digit {i:02}.png" for i in range(40)]
+    assert torch.equal(found.z, model.encode(bits.float()))
+    assert file.stat().st_size < 2000  # eight bits in a byte
+    assert main(["decode", str(run.path), str(file), "--out", str(tmp_path / "decoded")]) == 0
+    decoded = sorted((tmp_path / "decoded").iterdir())
+    assert [path.name for path in decoded[:2]] == ["000000-digit-00.png", "000001-digit-01.png"]
+    pixels = np.stack([opened(path) for path in decoded]).reshape(40, 64) / 255
+    np.testing.assert_allclose(pixels, model.decode(found.z), atol=0.5 / 255 + 1e-6)
+    assert main(["encode", str(run.path), str(folder), "--out", str(file)]) == 2
+    assert main(["decode", str(run.path), str(file), "--out", str(tmp_path / "decoded")]) == 2
+    assert "expected a new or an empty folder" in capsys.readouterr().err
+
+
+def test_a_split_is_encoded_and_inverted(run, tmp_path):
+    for name, options in (("plain", []), ("inverted", ["--invert"])):
+        out = tmp_path / f"{name}.npz"
+        assert main(["encode", str(run.path), "--split", "valid", "--out", str(out), *options]) == 0
+    x, model = data.load("digits").valid.float(), lb.load(run.path)
+    assert torch.equal(lb.load_codes(tmp_path / "plain.npz").z, model.encode(x))
+    assert torch.equal(lb.load_codes(tmp_path / "inverted.npz").z, model.encode(1 - x))
+    assert lb.load_codes(tmp_path / "plain.npz").names[7] == "valid-000007"
+
+
+def test_scores_are_log_likelihoods_least_first(run, pictures, tmp_path):
+    folder, bits = pictures
+    Image.fromarray((np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)).save(folder / "odd one out.png")
+    out = tmp_path / "scores.csv"
+    assert main(["score", str(run.path), str(folder), "--out", str(out), "--samples", "2000"]) == 0
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    values = [float(row["log_likelihood_nats"]) for row in rows]
+    assert len(rows) == 41
+    assert values == sorted(values)
+    assert rows[0]["name"] == "odd one out.png"
+    model, by_name = lb.load(run.path), {row["name"]: row for row in rows}
+    other = model.log_prob(bits.float(), 20_000, model.prior.log_partition(), seeded(1))
+    for i in range(40):
+        row = by_name[f"digit {i:02}.png"]
+        error = float(row["standard_error"])
+        assert abs(float(row["log_likelihood_nats"]) - float(other[i])) < LIMIT * 1.3 * error + 1e-3
+        assert float(row["bits_per_dimension"]) == pytest.approx(
+            -float(row["log_likelihood_nats"]) / (64 * np.log(2)), abs=1e-4
+        )
+
+
+def test_inpainting_keeps_what_is_known(run, pictures, tmp_path, capsys):
+    folder, bits = pictures
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    cases = (["--keep", "top"], slice(0, 4)), (["--mask", str(tmp_path / "mask.png")], slice(2, 5))
+    for i, (options, rows) in enumerate(cases):
+        out = tmp_path / f"{i}.png"
+        command = ["inpaint", str(run.path), str(folder), "--out", str(out), "--count", "4", "--steps", "3"]
+        assert main([*command, *options]) == 0
+        with Image.open(out) as picture:
+            sheet = np.asarray(picture.resize((40, 60), Image.Resampling.NEAREST)) / 255
+        tiles = 1 - sheet.reshape(6, 10, 4, 10)[:, 1:9, :, 1:9]  # ink on white
+        for column, number in enumerate((0, 13, 26, 39)):
+            image = bits[number].view(8, 8).numpy()
+            np.testing.assert_array_equal(tiles[0, :, column], image)
+            for drawn in tiles[2:, :, column]:
+                np.testing.assert_array_equal(drawn[rows], image[rows])
+    assert main(["inpaint", str(run.path), str(folder), "--mask", str(folder / "no.png")]) == 2
+    Image.fromarray(mask[:5]).save(tmp_path / "small.png")
+    assert main(["inpaint", str(run.path), str(folder), "--mask", str(tmp_path / "small.png")]) == 2
+    assert "--mask: expected 8x8 pixels, got 8x5" in capsys.readouterr().err
+
+
+def test_names_from_a_file_cannot_leave_the_folder(run, tmp_path):
+    file = tmp_path / "codes.npz"
+    names = ["../../out.png", "/etc/passwd", "a/b\\c?.png", ""]
+    lb.save_codes(file, Codes(torch.zeros(4, 8), names))
+    assert main(["decode", str(run.path), str(file), "--out", str(tmp_path / "d")]) == 0
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
+        "000000-out.png", "000001-passwd.png", "000002-b-c-.png", "000003-.png",
+    ]  # fmt: skip
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "not found; `latentbits encode` writes such a file"),
+        (lambda path: path.write_bytes(b"no zip"), "found another or a damaged file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-40]), "found another or a damaged file"),
+        (lambda path: np.savez(path, names=["a"], other=[1]), "found another or a damaged file"),
+        (lambda path: np.savez(path, names=["a"], bits=np.zeros((1, 1)), count=8), "found another or a damaged file"),
+        (lambda path: np.savez(path, names=np.array([{}], dtype=object), latents=[[1.0]]), "found another or a"),
+        (lambda path: np.savez(path, names=["a"], latents=[[np.nan]]), "expected finite codes and a name for each"),
+        (lambda path: np.savez(path, names=["a", "b"], latents=[[1.0]]), "expected finite codes and a name for each"),
+    ],
+)
+def test_a_file_that_holds_no_codes_is_named(tmp_path, damage, message):
+    file = tmp_path / "codes.npz"
+    lb.save_codes(file, Codes(torch.ones(3, 8), ["a", "b", "c"]))
+    damage(file)
+    with pytest.raises(CodesError, match=message):
+        lb.load_codes(file)
+
+
+def test_a_bomb_of_codes_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(codes, "MOST_BYTES", 10_000)
+    with zipfile.ZipFile(tmp_path / "codes.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("names.npy", bytes(20_000))
+    with pytest.raises(CodesError, match="expected codes of up to 10,000 bytes, found 20,000"):
+        lb.load_codes(tmp_path / "codes.npz")
+
+
+def test_what_has_no_latents_or_does_not_fit_is_refused(run, pictures, tmp_path, capsys):
+    folder, _ = pictures
+    alone = tiny(model={"network": "none"}, autoencoder={"epochs": 0}, joint={"epochs": 0})
+    rbm = lb.train(alone, tmp_path / "rbm", quiet=True)
+    assert main(["encode", str(rbm.path), str(folder), "--out", str(tmp_path / "x.npz")]) == 2
+    assert "expected a model with an encoder and a decoder, found a RBM" in capsys.readouterr().err
+    lb.save_codes(tmp_path / "wide.npz", Codes(torch.ones(3, 9), ["a", "b", "c"]))
+    assert main(["decode", str(run.path), str(tmp_path / "wide.npz"), "--out", str(tmp_path / "d")]) == 2
+    assert "expected 8 bits each for this model, got 9" in capsys.readouterr().err
+    assert main(["encode", "mnist-mlp-bets", str(folder)]) == 2
+    assert "did you mean mnist-mlp-best" in capsys.readouterr().err
+    assert main(["score", str(run.path), "--samples", "1", "--out", str(tmp_path / "s.csv")]) == 2
+    assert main(["inpaint", str(run.path), "--draws", "0", "--out", str(tmp_path / "i.png")]) == 2
+
+
+def test_pretrained_models_take_pictures_by_their_name(pictures, tmp_path):
+    folder, _ = pictures
+    assert main(["encode", "mnist-mlp-best", str(folder), "--out", str(tmp_path / "codes.npz")]) == 0
+    assert lb.load_codes(tmp_path / "codes.npz").z.shape == (40, 200)
+    x = lb.read_images(folder, Form(1, 28, 28))
+    assert x.z.shape == (40, 784)
+    assert float(x.z.float().mean()) == pytest.approx(
+        1 - float(lb.read_images(folder, Form(1, 28, 28), invert=True).z.float().mean())
+    )
