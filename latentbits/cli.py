@@ -7,8 +7,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, colour, data, distributed
+from . import __version__, colour, data, distributed, folders
 from .codes_cli import decode_run, encode_run, inpaint_run, score_run
 from .config import Config
 from .console import UsageError, check_device, check_output, console, lookup, say
@@ -25,7 +26,7 @@ from .files import FileError, write_atomically
 from .model import WGAN, LatentModel
 from .progress import Display
 from .rbm import RBM
-from .recipes import RECIPES
+from .recipes import RECIPES, my_images
 from .records import evaluation_record, keep_evaluation
 from .runs import Run, load, pretrained_names, pretrained_path
 from .session import TrainingError
@@ -86,6 +87,8 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
         say("\nOptions of a recipe: latentbits train RECIPE --help")
         raise SystemExit(0 if args else 2)
     recipe = lookup(args[0], RECIPES, "recipe").make()
+    if args[0] == "my-images" and not {"-h", "--help"} & set(args):
+        args, recipe = for_my_images(args)
     options = [("options", tyro.conf.OmitArgPrefixes[TrainOptions], dataclasses.field(default=TrainOptions()))]
     parsed: Any = tyro.cli(
         _parser_class(recipe, options),
@@ -99,6 +102,38 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
         return Config.model_validate({"recipe": recipe.recipe, **values}), parsed.options
     except ValidationError as error:
         raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
+
+
+def for_my_images(args: Sequence[str]) -> tuple[Sequence[str], Config]:
+    """The recipe for the pictures that the options name, which are looked at; and the options in their long form.
+
+    ``--data images:PLACE`` and ``--size N`` stand for ``--data-dir PLACE`` and ``--data.size N``.
+    """
+    given: list[str] = []
+    for word in args:
+        name, sign, value = word.partition("=")
+        given += [name, value] if sign and name in ("--data", "--data-dir", "--size", "--data.size") else [word]
+    given = [{"--data": "--data-dir", "--size": "--data.size"}.get(word, word) for word in given]
+    given = [word.removeprefix("images:") for word in given]
+    places = [value for word, value in pairwise(given) if word == "--data-dir"]
+    sizes = [value for word, value in pairwise(given) if word == "--data.size"]
+    if not places:
+        raise UsageError("my-images: name a folder, .tar or .zip of pictures with --data images:PLACE")
+    if sizes and not sizes[-1].isdecimal():
+        raise UsageError(f"--data.size: expected a number of pixels, got {sizes[-1]}")
+    found = folders.describe(Path(places[-1]))
+    try:
+        recipe = my_images(cast(Any, found.kind), int(sizes[-1]) if sizes else 32, found.files)
+    except ValidationError as error:
+        raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
+    networks = recipe.model.network
+    say(
+        f"{places[-1]}: {found.files:,} pictures, {found.kind} by the first {found.looked_at:,}. Chosen: "
+        f"{recipe.data.size}x{recipe.data.size} pixels, {networks} networks, {recipe.model.latent} bits, "
+        f"{recipe.autoencoder.epochs} + {recipe.rbm.epochs} + {recipe.joint.epochs} epochs of stages 1 to 3. Every "
+        "choice is an option (--help)"
+    )
+    return given, recipe
 
 
 def describe(problem: Any) -> str:

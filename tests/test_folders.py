@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import latentbits as lb
 from latentbits import data, folders
+from latentbits.cli import main
 from latentbits.config import DataConfig
 from latentbits.splits import DataError, Form
 
@@ -210,3 +212,54 @@ def test_damaged_pictures_are_refused_where_asked(tmp_path, files):
     path = write(files | {"torn.png": files["000.png"][:40]}, tmp_path / "folder")
     with pytest.raises(DataError, match=r"torn.png is no whole picture .* use --data.damaged skip"):
         data.load(DataConfig(name="images", size=8, damaged="refuse"), path)
+
+
+def strokes(seed):
+    pixels = np.zeros((20, 20), np.uint8)
+    pixels[seed % 20, 2:18] = 255
+    pixels[3:15, (seed * 7) % 20] = 255
+    return pixels
+
+
+def test_pictures_are_described_by_the_first_of_them(tmp_path):
+    grey = {f"{n}.png": encoded(random_pixels(n)[:, :, 0]) for n in range(30)}
+    black_and_white = {f"{n}.png": encoded(strokes(n)) for n in range(30)}
+    colour = {f"{n}.jpg": encoded(np.kron(random_pixels(n), np.ones((4, 4, 1), np.uint8)), "JPEG") for n in range(30)}
+    for kind, files in (("grey", grey), ("black-and-white", black_and_white), ("colour", colour)):
+        path = write({"0 torn.png": b"torn"} | files | {"notes.txt": b""}, tmp_path / f"{kind}.zip")
+        assert folders.describe(path) == (kind, 31, 30)
+        assert folders.describe(path, most=10) == (kind, 31, 10)
+    with pytest.raises(DataError, match="found none that could be read"):
+        folders.describe(write({"torn.png": b"torn"}, tmp_path / "torn.zip"))
+
+
+@pytest.mark.parametrize("kind", ["colour", "grey", "black-and-white"])
+def test_own_pictures_are_trained_by_what_they_are(tmp_path, kind, capsys):
+    """From a folder to codes with nothing but its name: the first epochs of each stage, which the options cut short."""
+    pixels = {
+        "colour": lambda n: np.kron(random_pixels(n), np.ones((4, 4, 1), np.uint8)),
+        "grey": lambda n: random_pixels(n)[:, :, 0],
+        "black-and-white": strokes,
+    }[kind]
+    path = write({f"{n}.png": encoded(pixels(n)) for n in range(60)}, tmp_path / "pictures")
+    few = ["--autoencoder.epochs", "1", "--rbm.cd-epochs", "1", "--rbm.pcd-epochs", "1", "--joint.epochs", "1"]
+    few += ["--autoencoder.batch-size", "20", "--autoencoder.scales", "1.0"]
+    run = tmp_path / "run"
+    command = ["train", "my-images", "--data", f"images:{path}", "--size=16", "--run", str(run)]
+    assert main([*command, *few]) == 0
+    said = capsys.readouterr().out
+    assert f"60 pictures, {kind} by the first 60. Chosen: 16x16 pixels" in said
+    assert data.form_of(lb.Run(run).config.data).image == ((3 if kind == "colour" else 1), 16, 16)
+    assert main([*command, *few, "--resume"]) == 0
+    assert main(["encode", str(run), str(path), "--out", str(tmp_path / "codes.npz")]) == 0
+    assert len(lb.load_codes(tmp_path / "codes.npz").names) == 60
+
+
+def test_own_pictures_need_a_place_and_a_size(tmp_path, capsys):
+    assert main(["train", "my-images"]) == 2
+    assert "name a folder, .tar or .zip of pictures with --data images:PLACE" in capsys.readouterr().err
+    path = write({"0.png": encoded(random_pixels(0))}, tmp_path / "pictures")
+    assert main(["train", "my-images", "--data", f"images:{path}", "--size", "large"]) == 2
+    assert "--data.size: expected a number of pixels, got large" in capsys.readouterr().err
+    assert main(["train", "my-images", "--data", f"images:{path}", "--size", "2"]) == 2
+    assert main(["train", "my-images", "--data", "images:nowhere"]) == 2
