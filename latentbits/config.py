@@ -84,6 +84,7 @@ class AutoencoderConfig(Section):
     weight_decay: float = Field(
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
     )
+    flip: float = Field(0.0, ge=0, le=1, description="probability that an image is mirrored, left for right")
     shift: float = Field(0.0, ge=0, le=1, description="probability that an image is moved by a pixel")
     distort: float = Field(
         0.0,
@@ -161,6 +162,7 @@ class JointConfig(Section):
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up")
+    flip: float = Field(0.0, ge=0, le=1, description="probability that an image is mirrored, left for right")
     shift: float = Field(0.0, ge=0, le=1, description="probability that an image is moved by a pixel")
     distort: float = Field(
         0.0,

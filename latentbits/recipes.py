@@ -192,7 +192,7 @@ def cifar10_resnet() -> Config:
             precision="bfloat16",
         ),
         # without a slow start the scales of the mixture collapse before its means are right
-        autoencoder=AutoencoderConfig(epochs=15, batch_size=32, warmup=200, scales=(1.0,)),
+        autoencoder=AutoencoderConfig(epochs=15, batch_size=32, warmup=200, flip=0.5, scales=(1.0,)),
         # a Gibbs step of this RBM costs as much as the decoder does for two images
         rbm=RBMConfig(cd_epochs=3, cd_steps=10, pcd_epochs=3, pcd_steps=10, chains=100, learning_rate=0.02),
         joint=JointConfig(
@@ -204,6 +204,7 @@ def cifar10_resnet() -> Config:
             chains=100,
             gibbs_steps=2,
             warmup=200,
+            flip=0.5,
             encoder_learning_rate=3e-4,
             decoder_learning_rate=3e-4,
             prior_learning_rate=2e-3,

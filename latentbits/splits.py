@@ -128,6 +128,14 @@ def write_cached(path: Path, rows: np.ndarray) -> None:
             scratch.unlink(missing_ok=True)
 
 
+def flip(x: Tensor, form: Form, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Images x (B, D), each with some probability as in a mirror, left for right."""
+    if not probability:
+        return x
+    mirrored = torch.rand(len(x), 1, generator=generator, device=generator_device(generator, x)) < probability
+    return torch.where(mirrored.to(x.device), x.view(len(x), *form.image).flip(-1).reshape(len(x), -1), x)
+
+
 def shift(x: Tensor, form: Form, probability: float, generator: torch.Generator | None = None) -> Tensor:
     """Images x (B, D), each moved with some probability by a pixel in one of eight directions; zeros come in."""
     if not probability:

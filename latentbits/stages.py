@@ -14,7 +14,7 @@ from .model import LatentModel
 from .nets import weight_matrices
 from .rbm import RBM
 from .session import Session
-from .splits import Form, distort, shift
+from .splits import Form, distort, flip, shift
 
 IMAGES_FOR_BASE = 10_000
 
@@ -40,7 +40,8 @@ def group(parameters: Any, rate: float, **options: float) -> dict[str, Any]:
 def augment(
     x: Tensor, form: Form, config: AutoencoderConfig | JointConfig, share: float, generator: torch.Generator
 ) -> Tensor:
-    """Training images (B, D) moved and bent by a share of what a stage's settings ask for, in float."""
+    """Training images (B, D) mirrored as a stage's settings ask, moved and bent by a share of that, in float."""
+    x = flip(x, form, config.flip, generator)
     return distort(shift(x, form, config.shift * share, generator), form, config.distort * share, generator).float()
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from checks import LIMIT, seeded
 
-from latentbits.splits import Form, distort, shift
+from latentbits.splits import Form, distort, flip, shift
 
 FORM = Form(2, 4, 5)
 
@@ -46,8 +46,19 @@ def test_channels_move_together_and_each_image_by_itself():
         assert any((moved_by_hand(before, *way) == after).all() for way in ways)
 
 
+def test_images_are_mirrored_as_often_as_is_stated():
+    x = torch.arange(1, 41, dtype=torch.uint8).expand(4000, -1)
+    found = flip(x, FORM, 0.3, seeded(8)).view(-1, 2, 4, 5).numpy()
+    image = x[0].view(2, 4, 5).numpy()
+    mirror = np.stack([[list(reversed(row)) for row in plane] for plane in image])
+    as_it_is, mirrored = ((found == target).all((1, 2, 3)).sum() for target in (image, mirror))
+    assert as_it_is + mirrored == 4000
+    assert abs(mirrored - 1200) < LIMIT * np.sqrt(4000 * 0.3 * 0.7)
+
+
 def test_without_a_probability_nothing_is_drawn():
     x, generator = torch.ones(3, 40), seeded(3)
+    assert flip(x, FORM, 0.0, generator) is x
     assert shift(x, FORM, 0.0, generator) is x
     assert torch.equal(generator.get_state(), seeded(3).get_state())
     assert distort(x, FORM, 0.0, generator) is x

@@ -91,6 +91,7 @@ def test_stopped_after_each_step_and_resumed_is_bit_identical(tmp_path, objectiv
             "dreams": 7,
             "shift": 0.5,
             "distort": 1.0,
+            "flip": 0.5,
             "centered": True,
             "first_samples": 2,
         },
@@ -591,7 +592,7 @@ def test_images_are_moved_and_bent_less_and_less(tmp_path, monkeypatch):
         assert stage[1::2] == pytest.approx([2.0 * share for share in left])
 
 
-@pytest.mark.parametrize("option", ["shift", "distort", "input_dropout", "weight_decay"])
+@pytest.mark.parametrize("option", ["flip", "shift", "distort", "input_dropout", "weight_decay"])
 def test_each_regularization_of_stage_1_changes_its_weights(tmp_path, option):
     runs = [
         lb.train(tiny(autoencoder={option: value}, joint={"epochs": 0}), tmp_path / str(value), quiet=True)
