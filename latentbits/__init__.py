@@ -19,7 +19,7 @@ from .fused import bernoulli
 from .gibbs import gibbs, random_bits
 from .model import GaussianModel, LatentModel
 from .objectives import Signal, resample, vimco, wake
-from .rbm import RBM, BernoulliPrior, NormalPrior
+from .rbm import RBM, BernoulliPrior, Ising, NormalPrior
 from .runs import Run, RunError, load, load_pretrained, pretrained_names
 from .session import TrainingError
 from .splits import DataError, Splits
@@ -37,6 +37,7 @@ __all__ = [
     "DataError",
     "Evaluation",
     "GaussianModel",
+    "Ising",
     "LatentModel",
     "NormalPrior",
     "Run",

@@ -13,7 +13,7 @@ with free energy :math:`F` and partition function :math:`Z`. Its conditionals fa
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,24 @@ class Energy(nn.Module):
     def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
         """log p(z) = -F(z) - log Z of latents z (*, M), in nats, with shape (*)."""
         return -self.free_energy(z) - log_partition
+
+
+class Ising(NamedTuple):
+    r"""The same machine over spins s = 2 z - 1 and t = 2 h - 1 in {-1, 1}, as annealers take it.
+
+    .. math:: E(s, t) = -s^T J t - s^T f - t^T g + e
+
+    Attributes:
+        couplings: J, with shape (M, H).
+        visible_field: f, with shape (M,).
+        hidden_field: g, with shape (H,).
+        offset: e, which makes the energies of both forms equal; a scalar.
+    """
+
+    couplings: Tensor
+    visible_field: Tensor
+    hidden_field: Tensor
+    offset: Tensor
 
 
 class RBM(Energy):
@@ -103,6 +121,27 @@ class RBM(Energy):
             rbm.visible_bias.copy_(b)
             rbm.hidden_bias.copy_(c)
         return rbm
+
+    def to_ising(self) -> Ising:
+        """Couplings and fields over spins, in float64; energies are the same, with the offset."""
+        W, b, c = (p.detach().double() for p in (self.weight, self.visible_bias, self.hidden_bias))
+        offset = -(W.sum() / 4 + b.sum() / 2 + c.sum() / 2)
+        return Ising(W / 4, b / 2 + W.sum(1) / 4, c / 2 + W.sum(0) / 4, offset)
+
+    @classmethod
+    def from_ising(cls, couplings: Any, visible_field: Any, hidden_field: Any) -> "RBM":
+        """An RBM from couplings J (M, H) and fields (M,) and (H,) over spins, as those of :class:`Ising`.
+
+        Raises:
+            ValueError: If the shapes do not fit together or a value is not finite.
+        """
+        J, f, g = (np.asarray(a, np.float64) for a in (couplings, visible_field, hidden_field))
+        if J.ndim != 2 or f.shape != J.shape[:1] or g.shape != J.shape[1:]:
+            raise ValueError(
+                "RBM.from_ising: expected couplings (M, H), visible_field (M,) and hidden_field (H,), got "
+                f"{J.shape}, {f.shape} and {g.shape}; transpose couplings if they are (H, M)"
+            )
+        return cls.from_arrays(4 * J, 2 * f - 2 * J.sum(1), 2 * g - 2 * J.sum(0))
 
     @property
     def visible(self) -> int:

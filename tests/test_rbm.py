@@ -324,3 +324,24 @@ def test_centered_gradient_is_that_of_the_centered_parameters():
 def test_centering_without_a_gradient_is_refused():
     with pytest.raises(ValueError, match="no gradient yet; call backward first"):
         random_rbm(3, 2).center_gradient(torch.zeros(3), torch.zeros(2))
+
+
+def test_spins_have_the_energies_of_bits():
+    """Every state of both layers, by the two definitions; and back again."""
+    rbm = random_rbm(4, 3)
+    ising = rbm.to_ising()
+    z, h = exact.states(4), exact.states(3)
+    s, t = 2 * z - 1, 2 * h - 1
+    J, f, g = (part.numpy() for part in ising[:3])
+    found = -np.einsum("vi,ij,gj->vg", s, J, t) - (s @ f)[:, None] - (t @ g)[None] + float(ising.offset)
+    np.testing.assert_allclose(found, exact.energies(machine(rbm)), atol=1e-6)
+    again = RBM.from_ising(*ising[:3])
+    for one, other in zip(rbm.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_couplings_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"expected couplings \(M, H\).* transpose couplings if they are \(H, M\)"):
+        RBM.from_ising(np.zeros((3, 4)), np.zeros(4), np.zeros(3))
+    with pytest.raises(ValueError, match="values that are not finite"):
+        RBM.from_ising(np.full((3, 4), np.inf), np.zeros(3), np.zeros(4))
