@@ -165,15 +165,15 @@ def score_run(
     if log_z is None:
         assert isinstance(model.prior, RBM)
         log_z = summarize_ais(ais(model.prior, chains, temperatures, generator), temperatures, "linear")
-    log_p, variance = [], []
+    values: list[float] = []
+    errors: list[float] = []
     with Display(quiet=False) as display:
         display.phase("scoring", len(found.z), 0)
         for part in found.z.split(100):
-            sums = model.importance_sums(part.float(), samples, 0, generator)
-            log_p.append(sums.log_mean - log_z.value)
-            variance.append(sums.variance)
-            display.advance(sum(len(done) for done in log_p))
-    values, errors = torch.cat(log_p).tolist(), torch.cat(variance).sqrt().tolist()
+            scores = model.score(part.float(), samples, log_z.value, generator)
+            values += scores.log_prob.tolist()
+            errors += scores.standard_error.tolist()
+            display.advance(len(values))
     rows = sorted(zip(values, errors, found.names, strict=True))
     content = io.StringIO()
     writer = csv.writer(content)

@@ -73,6 +73,18 @@ class ImportanceSums(NamedTuple):
         return spread * self.samples / (self.samples - 1)
 
 
+class Scores(NamedTuple):
+    """Log-likelihoods of data.
+
+    Attributes:
+        log_prob: L_K, in nats, float64, with shape (B,).
+        standard_error: Of each, from the spread of its weights, with shape (B,).
+    """
+
+    log_prob: Tensor
+    standard_error: Tensor
+
+
 def over_samples(function: Callable[[Tensor], Tensor], z: Tensor, elements: int) -> Tensor:
     """``function(z)`` for samples z (K, B, M), in chunks over K; its values (K, B).
 
@@ -170,6 +182,21 @@ class LatentModel(nn.Module):
             L_K for each datum, float64, with shape (B,).
         """
         return self.importance_sums(x, samples, generator=generator).log_mean - float(log_partition)
+
+    @torch.no_grad()
+    def score(
+        self, x: Tensor, samples: int, log_partition: Tensor | float, generator: torch.Generator | None = None
+    ) -> Scores:
+        """Each datum's log-likelihood with its own Monte-Carlo error: the bound L_K of :meth:`log_prob`.
+
+        Arguments:
+            x: Data, with shape (B, D).
+            samples: K, posterior samples for each datum; 2 or more for an error.
+            log_partition: log Z of the prior, whose error is common to all.
+            generator: Source of the randomness; the default generator if None.
+        """
+        sums = self.importance_sums(x, samples, 0, generator)
+        return Scores(sums.log_mean - log_partition, sums.variance.sqrt())
 
     @torch.no_grad()
     def importance_sums(

@@ -177,3 +177,18 @@ def test_inpainting_refuses_what_does_not_fit(model, x):
             model.inpaint(x, known, steps, samples)
     with pytest.raises(ValueError, match="samples of 2 or more"):
         model.inpaint(x, torch.ones(4).bool(), 1, 1)
+
+
+def test_scores_have_the_spread_that_they_state(model, x):
+    """Over repetitions, with a mean near the enumerated bound's and errors that shrink with K."""
+    log_z, n = model.prior.log_partition(), 2000
+    errors = []
+    for K in (50, 200):
+        scores = model.score(x.repeat(n, 1), K, log_z, seeded(9))
+        values, own = scores.log_prob.view(n, 2), scores.standard_error.view(n, 2)
+        spread = values.std(0)
+        errors.append(spread)
+        torch.testing.assert_close(own.mean(0), spread, rtol=0.1, atol=0)
+        _, tables = exact_tables(model, x)
+        assert ((values.mean(0) - tables.log_prob().detach()).abs() < LIMIT * spread / n**0.5 + spread**2).all()
+    torch.testing.assert_close(errors[0] / errors[1], torch.full((2,), 2.0, dtype=torch.float64), rtol=0.15, atol=0)
