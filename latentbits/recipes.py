@@ -384,7 +384,7 @@ RECIPES = {
     "mnist-mlp-best": Recipe(
         mnist_mlp_best, "paper, Table 1, and what helped", "89 minutes on 1 core: 84.86 nats, valid"
     ),
-    "mnist-mlp-crws": Recipe(mnist_mlp_crws, "paper, Table 1", "not measured yet"),
+    "mnist-mlp-crws": Recipe(mnist_mlp_crws, "paper, Table 1", "2 hours on 1 core: 84.27 nats, valid"),
     "mnist-mlp-no-pretrain": Recipe(mnist_mlp_no_pretrain, "paper, Table 1", "not measured yet"),
     "mnist-mlp-bernoulli-prior": Recipe(mnist_mlp_bernoulli_prior, "an ablation", "not measured yet"),
     "mnist-mlp-iwae": Recipe(mnist_mlp_iwae, "Burda et al. 2015; paper, Table 1", "not measured yet"),
