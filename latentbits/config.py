@@ -67,7 +67,24 @@ class ModelConfig(Section):
         return self
 
 
-class AutoencoderConfig(Section):
+class Augmentation(Section):
+    """How training images are changed before a stage sees them."""
+
+    flip: float = Field(0.0, ge=0, le=1, description="probability that an image is mirrored, left for right")
+    shift: float = Field(0.0, ge=0, le=1, description="probability that an image is moved by a pixel")
+    distort: float = Field(
+        0.0,
+        ge=0,
+        lt=10,
+        description="images are bent by smooth displacements, whose standard deviation in pixels is drawn for each up "
+        "to this",
+    )
+    augmentation_decay: float = Field(
+        0.5, ge=0, le=1, description="last share of the epochs, in which shift and distort fall to 0"
+    )
+
+
+class AutoencoderConfig(Augmentation):
     """Stage 1: encoder and decoder as an autoencoder with soft bits. Skipped if epochs is 0."""
 
     epochs: int = Field(20, ge=0)
@@ -83,18 +100,6 @@ class AutoencoderConfig(Section):
     )
     weight_decay: float = Field(
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
-    )
-    flip: float = Field(0.0, ge=0, le=1, description="probability that an image is mirrored, left for right")
-    shift: float = Field(0.0, ge=0, le=1, description="probability that an image is moved by a pixel")
-    distort: float = Field(
-        0.0,
-        ge=0,
-        lt=10,
-        description="images are bent by smooth displacements, whose standard deviation in pixels is drawn for each up "
-        "to this",
-    )
-    augmentation_decay: float = Field(
-        0.5, ge=0, le=1, description="last share of the epochs, in which shift and distort fall to 0"
     )
     conversion: Literal["calibrated", "literal"] = Field(
         "calibrated",
@@ -134,7 +139,7 @@ class RBMConfig(Section):
         return self.cd_epochs + self.pcd_epochs
 
 
-class JointConfig(Section):
+class JointConfig(Augmentation):
     """Stage 3: encoder, decoder and prior together. Skipped if epochs is 0.
 
     The same settings describe its warm start (section ``warm_start``).
@@ -162,18 +167,6 @@ class JointConfig(Section):
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up")
-    flip: float = Field(0.0, ge=0, le=1, description="probability that an image is mirrored, left for right")
-    shift: float = Field(0.0, ge=0, le=1, description="probability that an image is moved by a pixel")
-    distort: float = Field(
-        0.0,
-        ge=0,
-        lt=10,
-        description="images are bent by smooth displacements, whose standard deviation in pixels is drawn for each up "
-        "to this",
-    )
-    augmentation_decay: float = Field(
-        0.5, ge=0, le=1, description="last share of the epochs, in which shift and distort fall to 0"
-    )
     sleep: float = Field(
         0.0,
         ge=0,

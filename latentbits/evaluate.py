@@ -139,9 +139,15 @@ def fit_prior_base(model: LatentModel | RBM, x: Tensor) -> None:
     if isinstance(model, RBM):
         model.fit_base(x.mean(0, dtype=torch.float64), len(x))
     elif isinstance(model.prior, RBM):
-        parts = x.split(min(IMAGES_AT_ONCE, model.rows_at_once()))
-        total = sum(model.posterior(part.to(model.prior.weight)).mean.sum(0, dtype=torch.float64) for part in parts)
-        model.prior.fit_base(torch.as_tensor(total) / len(x), len(x))
+        model.prior.fit_base(mean_latents(model, x), len(x))
+
+
+@torch.no_grad()
+def mean_latents(model: LatentModel, x: Tensor) -> Tensor:
+    """The posterior's means, averaged over data x (N, D), with shape (M,), float64."""
+    parts = x.split(min(IMAGES_AT_ONCE, model.rows_at_once()))
+    total = sum(model.posterior(part.to(model.prior.visible_bias)).mean.sum(0, dtype=torch.float64) for part in parts)
+    return torch.as_tensor(total) / len(x)
 
 
 def exact_log_partition(prior: Prior, largest: int = LARGEST_EXACT_LAYER) -> LogPartition | None:

@@ -466,10 +466,16 @@ def _log_level_width(log_scale, t):
 
 
 @njit(inline="always")
+def _clamped(log_scale):
+    """Between the least and the largest log scale; NaN stays NaN, which min and max do not promise."""
+    raised = LEAST_LOG_SCALE if log_scale < LEAST_LOG_SCALE else log_scale
+    return MOST_LOG_SCALE if raised > MOST_LOG_SCALE else raised
+
+
+@njit(inline="always")
 def _level_log_prob(x, mean, log_scale):
     """log P of a level x, scaled to [-1, 1], under a discretized logistic; NaN where a parameter is."""
-    clamped = LEAST_LOG_SCALE if log_scale < LEAST_LOG_SCALE else log_scale
-    clamped = MOST_LOG_SCALE if clamped > MOST_LOG_SCALE else clamped
+    clamped = _clamped(log_scale)
     inverse = _exp(-clamped)
     centered, half = (x - mean) * inverse, inverse * _LEVEL * _HALF
     below, above = -_softplus(-centered - half), -_softplus(centered - half)
@@ -484,8 +490,7 @@ def _level_log_prob(x, mean, log_scale):
 @njit(inline="always")
 def _level_gradient(x, mean, log_scale):
     """Derivatives of the above by mean and log scale."""
-    clamped = LEAST_LOG_SCALE if log_scale < LEAST_LOG_SCALE else log_scale
-    clamped = MOST_LOG_SCALE if clamped > MOST_LOG_SCALE else clamped
+    clamped = _clamped(log_scale)
     inverse = _exp(-clamped)
     centered, half = (x - mean) * inverse, inverse * _LEVEL * _HALF
     down, up = _sigmoid(-centered - half), _sigmoid(centered - half)

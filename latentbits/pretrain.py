@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from . import distributed
 from .config import AutoencoderConfig, Config, RBMConfig, ValidationConfig
-from .evaluate import IMAGES_AT_ONCE, quick_nll
+from .evaluate import IMAGES_AT_ONCE, mean_latents, quick_nll
 from .fused import bernoulli
 from .gibbs import gibbs
 from .model import LatentModel
@@ -174,9 +174,7 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
             if isinstance(model, RBM):
                 means = splits.train.mean(0, dtype=torch.float32)
             else:
-                parts = splits.train.split(min(IMAGES_AT_ONCE, model.rows_at_once()))
-                total = sum(model.posterior(x.float()).mean.sum(0, dtype=torch.float64) for x in parts)
-                means = torch.as_tensor(total).float() / len(splits.train)
+                means = mean_latents(model, splits.train).float()
         start_biases(prior, means, len(splits.train))
 
     for batch in session.batches(

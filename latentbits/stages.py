@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .config import AutoencoderConfig, JointConfig
+from .config import Augmentation
 from .evaluate import fit_prior_base, quick_nll
 from .model import LatentModel
 from .nets import weight_matrices
@@ -37,9 +37,7 @@ def group(parameters: Any, rate: float, **options: float) -> dict[str, Any]:
     return {"params": list(parameters), "lr": rate, "initial_lr": rate, **options}
 
 
-def augment(
-    x: Tensor, form: Form, config: AutoencoderConfig | JointConfig, share: float, generator: torch.Generator
-) -> Tensor:
+def augment(x: Tensor, form: Form, config: Augmentation, share: float, generator: torch.Generator) -> Tensor:
     """Training images (B, D) mirrored as a stage's settings ask, moved and bent by a share of that, in float."""
     x = flip(x, form, config.flip, generator)
     return distort(shift(x, form, config.shift * share, generator), form, config.distort * share, generator).float()
