@@ -14,21 +14,24 @@ from .anneal import AISEstimate, adaptive_schedule, ais, linear_schedule, raise_
 from .codes import load_codes, read_images, save_codes
 from .config import Config
 from .data import load as load_data
+from .distributions import Likelihood
 from .evaluate import Counts, Evaluation, evaluate
 from .fused import bernoulli
 from .gibbs import gibbs, random_bits
 from .model import GaussianModel, LatentModel
+from .nets import MLP, Scaled
 from .objectives import Signal, resample, vimco, wake
-from .rbm import RBM, BernoulliPrior, Ising, NormalPrior
+from .rbm import RBM, BernoulliPrior, Ising, NormalPrior, TractablePrior
 from .runs import Run, RunError, load, load_pretrained, pretrained_names
 from .session import TrainingError
-from .splits import DataError, Splits
+from .splits import DataError, Form, Splits, make_splits
 from .tempering import parallel_tempering, sample_prior, tempering_schedule
 from .train import train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MLP",
     "RBM",
     "AISEstimate",
     "BernoulliPrior",
@@ -36,14 +39,18 @@ __all__ = [
     "Counts",
     "DataError",
     "Evaluation",
+    "Form",
     "GaussianModel",
     "Ising",
     "LatentModel",
+    "Likelihood",
     "NormalPrior",
     "Run",
     "RunError",
+    "Scaled",
     "Signal",
     "Splits",
+    "TractablePrior",
     "TrainingError",
     "adaptive_schedule",
     "ais",
@@ -56,6 +63,7 @@ __all__ = [
     "load_codes",
     "load_data",
     "load_pretrained",
+    "make_splits",
     "parallel_tempering",
     "pretrained_names",
     "raise_log_prob",

@@ -1,11 +1,12 @@
 """Configuration of a run: typed, validated, and the one place where each default stands.
 
 A recipe (:mod:`latentbits.recipes`) returns a full :class:`Config`; the run folder keeps it as
-``config.json``. Values that an experiment sets have their reasons in the recipe.
+``config.json``. Values that an experiment sets have their reasons in the recipe. "given" stands for what was passed
+to :func:`latentbits.train` in Python: a model, an objective, a sampler or data of one's own.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,21 +21,31 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What to train on."""
 
-    name: Literal["digits", "binarized-mnist", "cifar10", "imagenet64", "natural64", "images"] = Field(
+    name: Literal["digits", "binarized-mnist", "cifar10", "imagenet64", "natural64", "images", "given"] = Field(
         "digits",
-        description="data set; see `latentbits data`. images: your own, with --data-dir naming their folder or archive",
+        description="data set; see `latentbits data`. images: your own, with --data-dir naming their folder or "
+        "archive; given: in Python",
     )
     damaged: Literal["skip", "refuse"] = Field("skip", description="what to do with a file of yours that is no picture")
     size: int = Field(32, ge=4, le=512, description="height and width that your own images are scaled and cropped to")
     kind: Literal["colour", "grey", "black-and-white"] = Field("colour", description="what your own images become")
+    image: tuple[int, ...] = Field((), description="channels, height and width of data given in Python")
+    levels: int = Field(2, ge=2, description="of data given in Python; 2 for bits")
+
+    @model_validator(mode="after")
+    def _image_has_three_sizes(self) -> "DataConfig":
+        if self.name == "given" and (len(self.image) != 3 or min(self.image) < 1):
+            raise ValueError(f"image: expected channels, height and width of the given data, got {self.image}")
+        return self
 
 
 class ModelConfig(Section):
     """Sizes of the networks and of the prior."""
 
-    network: Literal["mlp", "resnet", "dcgan", "none"] = Field(
+    network: Literal["mlp", "resnet", "dcgan", "none", "given"] = Field(
         "mlp",
-        description="encoder and decoder; dcgan is a generator and a critic; none trains the prior on the data itself",
+        description="encoder and decoder; dcgan is a generator and a critic; none trains the prior on the data "
+        "itself; given: a model of one's own, in Python",
     )
     layers: tuple[int, ...] = Field(
         (200, 200, 100, 100), description="hidden layers of an mlp's encoder; the decoder mirrors them"
@@ -51,9 +62,10 @@ class ModelConfig(Section):
     )
     activation: Literal["elu", "relu", "leaky-relu"] = Field("elu", description="between layers")
     latent: int = Field(200, ge=1, description="latent bits M, the RBM's visible layer")
-    prior: Literal["rbm", "bernoulli", "normal"] = Field(
+    prior: Literal["rbm", "bernoulli", "normal", "given"] = Field(
         "rbm",
-        description="RBM; independent bits (an ablation); or a standard normal, which makes the latents continuous",
+        description="RBM; independent bits (an ablation); a standard normal, which makes the latents continuous; or "
+        "that of a given model",
     )
     hidden: int = Field(400, ge=1, description="hidden bits H of the RBM")
 
@@ -145,10 +157,10 @@ class JointConfig(Augmentation):
     The same settings describe its warm start (section ``warm_start``).
     """
 
-    objective: Literal["vimco", "crws", "relaxed", "iwae"] = Field(
+    objective: Literal["vimco", "crws", "relaxed", "iwae", "given"] = Field(
         "vimco",
-        description="VIMCO; contrastive reweighted wake-sleep; the ELBO of one relaxed sample; or IWAE's bound, for "
-        "continuous latents",
+        description="VIMCO; contrastive reweighted wake-sleep; the ELBO of one relaxed sample; IWAE's bound, for "
+        "continuous latents; or a function given in Python",
     )
     samples: int = Field(50, ge=1, description="posterior samples K for each datum; 1 for relaxed, else 2 or more")
     first_samples: int = Field(0, ge=0, description="K of the first step, from which it rises; 0 for `samples`")
@@ -234,6 +246,9 @@ class Config(Section):
 
     recipe: str = Field("custom", description="name of the recipe that this started from")
     seed: int = Field(0, ge=0, lt=2**31)
+    sampler: Literal["gibbs", "given"] = Field(
+        "gibbs", description="of the persistent negatives; given: an outside sampler, in Python"
+    )
     weights: str = Field(
         "", description="file of weights to begin with, such as runs/NAME/rbm.safetensors; random if empty"
     )
@@ -274,10 +289,30 @@ class Config(Section):
                 )
             if stage.epochs and stage.centered and self.model.prior != "rbm":
                 raise ValueError(f"{name}.centered: is for model.prior=rbm, got {self.model.prior}")
+        tempered = [s.temperatures > 1 for s in (self.rbm, self.warm_start, self.joint) if s.epochs]
+        if self.sampler == "given" and any(tempered):
+            raise ValueError("temperatures: a given sampler is not tempered; expected 1 in every stage")
         bits = self.data.name not in COLOUR or (self.data.name == "images" and self.data.kind == "black-and-white")
-        if not bits and self.model.network not in ("resnet", "dcgan"):
+        bits = bits and self.data.levels == 2
+        if not bits and self.model.network not in ("resnet", "dcgan", "given"):
             raise ValueError(
                 f"model.network: expected resnet or dcgan for {self.data.name}, whose pixels are not bits, got "
                 f"{self.model.network}"
             )
         return self
+
+    def vary(self, recipe: str = "", /, **changes: Any) -> Self:
+        """The same with some settings changed, and validated again.
+
+        Arguments:
+            recipe: A new name; the old one if empty.
+            changes: For a section a dictionary of its settings, such as ``joint={"epochs": 10}``; else a value, such as
+                ``seed=1``.
+
+        Raises:
+            ValidationError: If a name is unknown or a value is out of range; it names every problem.
+        """
+        values = self.model_dump()
+        for name, change in changes.items():
+            values[name] = values[name] | change if isinstance(values.get(name), dict) else change
+        return self.model_validate(values | ({"recipe": recipe} if recipe else {}))

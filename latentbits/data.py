@@ -69,6 +69,9 @@ FORMS = {
 
 def form_of(config: DataConfig) -> Form:
     """What the images of a data set look like."""
+    if config.name == "given":
+        channels, height, width = config.image
+        return Form(channels, height, width, config.levels)
     return square_form(config.size, config.kind) if config.name == "images" else FORMS[config.name]
 
 
@@ -88,6 +91,8 @@ def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits
         if config not in FORMS:
             raise DataError(f"data: expected one of {', '.join(FORMS)}, got {config!r}")
         config = DataConfig.model_validate({"name": config})
+    if config.name == "given":
+        raise DataError("data.name=given: these data were given in Python; give them again, to latentbits.evaluate say")
     if config.name == "digits":
         return _digits()
     if config.name == "binarized-mnist":

@@ -1,7 +1,7 @@
 """Distributions that networks return; what PyTorch does not have, or not fast enough."""
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,20 @@ from .fused import (
     uniform,
 )
 from .kernels import LEAST_LOG_SCALE, MOST_LOG_SCALE
+
+
+class Likelihood(Protocol):
+    """What is asked of p(x | z), and of q(z | x) but for the mean: those here, or one's own."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the data, with shape (*, D)."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Of data (B, D) under the parameters (K, B, ...) of K samples, in nats, with shape (K, B)."""
+
+    def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
+        """Data with shape (*sample_shape, *, D), drawn with the generator."""
 
 
 class Bits(Independent[Bernoulli]):

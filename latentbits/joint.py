@@ -12,7 +12,7 @@ from .config import JointConfig
 from .evaluate import fit_prior_base
 from .gibbs import bfloat16_products
 from .model import GaussianModel, LatentModel, Products
-from .objectives import Losses, iwae_losses, joint_losses, relaxed_losses
+from .objectives import Losses, SignalFunction, iwae_losses, joint_losses, relaxed_losses
 from .rbm import RBM
 from .session import Session, steps_per_epoch
 from .stages import augment, group, rate_factor, set_rates, shrink, validate_nll
@@ -29,15 +29,15 @@ def samples_at(step: int, steps: int, config: JointConfig) -> int:
 
 def stage_losses(
     model: LatentModel, x: Tensor, z_negative: Tensor, config: JointConfig, samples: int, generator: torch.Generator,
-    products: Products,
+    products: Products, given: SignalFunction | None = None,
 ) -> Losses:  # fmt: skip
-    """The losses of a batch x (B, D) by the objective that the configuration names."""
+    """The losses of a batch x (B, D) by the objective that the configuration names, or the given one."""
     if config.objective == "relaxed":
         return relaxed_losses(model, x, z_negative, config.relaxation, config.dropout, generator, products)
     if isinstance(model, GaussianModel):
         return iwae_losses(model, x, samples, config.backward_samples, config.dropout, generator, products)
     return joint_losses(
-        model, x, z_negative, config.objective, samples, config.backward_samples,
+        model, x, z_negative, given or config.objective, samples, config.backward_samples,
         config.dropout, generator, products, config.sleep, -(-config.dreams // distributed.world().size),
     )  # fmt: skip
 
@@ -64,6 +64,7 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
         state.chains = Chains.begin(prior, z, config.temperatures, state.generator)
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
     products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
+    given = session.parts.objective if config.objective == "given" else None
 
     for batch in session.batches(
         stage,
@@ -76,12 +77,12 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
         set_rates(nets, factor)
         set_rates(sgd, factor)
         assert state.chains is not None
-        z_negative = state.chains.advance(prior, config.gibbs_steps, state.generator)
+        z_negative = state.chains.advance(prior, config.gibbs_steps, state.generator, session.parts.sampler)
         K = samples_at(state.step, steps, config)
         x = augment(
             batch, splits.form, config, rate_factor(state.step, steps, config.augmentation_decay), state.generator
         )
-        losses = stage_losses(model, x, z_negative, config, K, state.generator, products)
+        losses = stage_losses(model, x, z_negative, config, K, state.generator, products, given)
         nets.zero_grad()
         sgd.zero_grad()
         with products():

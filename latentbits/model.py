@@ -19,7 +19,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .config import ModelConfig
-from .distributions import Bits, DiagonalNormal, LogisticMixture
+from .distributions import Bits, DiagonalNormal, Likelihood, LogisticMixture
 from .fused import generator_device, uniform
 from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
@@ -32,8 +32,6 @@ ELEMENTS_PER_CHUNK = 2**24
 
 ELEMENTS_PER_SCORING = 2**21
 """Largest tensor that scoring samples makes at once: 8 MiB of float32, measured to be the fastest."""
-
-Likelihood = Bits | LogisticMixture
 
 Products = Callable[[], AbstractContextManager[None]]
 """A context for matrix products, such as :func:`latentbits.gibbs.bfloat16_products`."""
@@ -368,7 +366,14 @@ def build(config: ModelConfig, form: Form, generator: torch.Generator | None = N
     """A model with random weights for images of the given form.
 
     A configuration without networks gives the RBM alone, over the data themselves.
+
+    Raises:
+        ValueError: If the networks do not fit the images, or were given in Python.
     """
+    if config.network == "given":
+        raise ValueError(
+            "model.network=given: this run's model was given in Python; give it again, to load(run, model=)"
+        )
     with torch.random.fork_rng(devices=[]):  # torch.nn's initialization knows the global generator only
         torch.manual_seed(0 if generator is None else int(torch.randint(2**31, (), generator=generator)))
         if config.network == "none":

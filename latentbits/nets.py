@@ -67,6 +67,30 @@ class MLP(nn.Sequential):
         self.last.bias.copy_(offset)
 
 
+class Scaled(nn.Module):
+    """An encoder of one's own with a factor behind it, which stage 1's conversion sets: (*) -> (*).
+
+    Arguments:
+        net: Any network.
+    """
+
+    gain: Tensor
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("gain", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as the network's."""
+        y: Tensor = self.net(x)
+        return self.gain * y
+
+    def scale_output(self, factor: float) -> None:
+        """Multiply the output by a factor."""
+        self.gain *= factor
+
+
 class Network(Protocol):
     """What training asks of an encoder and of a decoder besides their outputs."""
 

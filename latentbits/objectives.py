@@ -17,6 +17,7 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from .model import GaussianModel, LatentModel, Products
 
 
 class Signal(NamedTuple):
-    """What K log-weights say.
+    """What K log-weights say. A function of one's own from log_w (K, B) to this is an objective too.
 
     Attributes:
         bound: log of the mean weight: L_K, plus log Z if the prior is not normalised; with shape (B,).
@@ -41,6 +42,9 @@ class Signal(NamedTuple):
     bound: Tensor
     weights: Tensor
     encoder_signal: Tensor
+
+
+SignalFunction = Callable[[Tensor], Signal]
 
 
 def _check_log_w(log_w: Tensor) -> None:
@@ -141,7 +145,7 @@ def joint_losses(
     model: LatentModel,
     x: Tensor,
     z_negative: Tensor,
-    objective: str,
+    objective: str | SignalFunction,
     samples: int,
     backward_samples: int = 0,
     dropout: float = 0.0,
@@ -160,7 +164,7 @@ def joint_losses(
         model: Encoder, decoder and prior.
         x: Data, with shape (B, D).
         z_negative: Samples of the prior from persistent chains, with shape (N, M).
-        objective: "vimco" or "crws".
+        objective: "vimco", "crws", or a function from log_w (K, B) to a :class:`Signal`.
         samples: K, posterior samples for each datum.
         backward_samples: S, how many of them go backward; 0 for all K, by weight.
         dropout: Probability that the encoder sees a data bit as 0; the likelihood has the data as they are.
@@ -184,7 +188,7 @@ def losses_of_samples(
     a: Tensor,
     z: Tensor,
     z_negative: Tensor,
-    objective: str,
+    objective: str | SignalFunction,
     backward_samples: int = 0,
     generator: torch.Generator | None = None,
     products: Products = nullcontext,
@@ -192,11 +196,12 @@ def losses_of_samples(
     dreams: int = 0,
 ) -> Losses:
     """As :func:`joint_losses`, given posterior logits a (B, M) and samples z (K, B, M) from them."""
-    if objective not in ("vimco", "crws"):
-        raise ValueError(f"objective: expected vimco or crws, got {objective}")
+    signal_of = {"vimco": vimco, "crws": wake}.get(objective) if isinstance(objective, str) else objective
+    if signal_of is None:
+        raise ValueError(f"objective: expected vimco, crws or a function of log-weights, got {objective}")
     with torch.no_grad():
         log_w = model.log_joint(x, z, products) - Bits(a.detach()).log_prob(z)
-        signal = (vimco if objective == "vimco" else wake)(log_w)
+        signal = signal_of(log_w)
         z_kept, weights = choose(signal.weights, z, backward_samples, generator)
 
     s = signal.encoder_signal

@@ -20,7 +20,7 @@ from .gibbs import gibbs
 from .model import LatentModel
 from .nets import Network, weight_matrices
 from .objectives import drop
-from .rbm import RBM, BernoulliPrior, Prior
+from .rbm import RBM, BernoulliPrior, Prior, TractablePrior
 from .session import Session, steps_per_epoch
 from .stages import augment, evaluating, group, rate_factor, set_rates, shrink, validate_nll
 from .tempering import Chains
@@ -94,22 +94,22 @@ def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig
     for scale in scales:
         session.display.note(f"trying posterior = sigmoid({scale:g} E(x)) with a short stage 2")
         trial = copy.deepcopy(model).eval()
-        trial.prior = build_prior_like(model.prior, whole.seed)
+        trial.prior = fresh_prior(model.prior, whole.seed)
         cast(Network, trial.encoder).scale_output(scale)
         fit_prior_briefly(trial.prior, scale * logits, whole)
         table[f"{scale:g}"] = round(quick_nll(trial, splits.valid, x, quick, whole.seed)[0], 3)
     return min(scales, key=lambda s: table[f"{s:g}"]), table
 
 
-def build_prior_like(prior: Prior, seed: int) -> RBM | BernoulliPrior:
-    """A fresh prior of the same kind and size."""
-    if isinstance(prior, BernoulliPrior):
-        return BernoulliPrior(prior.visible).to(prior.visible_bias.device)
+def fresh_prior(prior: Prior, seed: int) -> Prior:
+    """A prior for a trial: an RBM of the same size with random weights, another kind as it is."""
+    if not isinstance(prior, RBM):
+        return copy.deepcopy(prior)
     rbm = RBM(prior.visible, prior.hidden, generator=torch.Generator().manual_seed(seed))
     return rbm.to(prior.visible_bias.device)
 
 
-def fit_prior_briefly(prior: RBM | BernoulliPrior, logits: Tensor, whole: Config) -> None:
+def fit_prior_briefly(prior: Prior, logits: Tensor, whole: Config) -> None:
     """CD-1 for a thousand updates on posterior logits (N, M): enough to compare scales."""
     config, B = whole.rbm, whole.rbm.batch_size
     generator = torch.Generator(logits.device).manual_seed(whole.seed)
@@ -126,9 +126,9 @@ def fit_prior_briefly(prior: RBM | BernoulliPrior, logits: Tensor, whole: Config
 @torch.no_grad()
 def start_biases(prior: Prior, means: Tensor, count: int) -> None:
     """Set the visible biases to the log-odds of the bits' means (M,), as if the weights were zero."""
-    if isinstance(prior, BernoulliPrior):
+    if isinstance(prior, TractablePrior):
         prior.fit_means(means, count)
-    elif isinstance(prior, RBM):
+    else:
         prior.fit_base(means, count)
         assert prior.base_bias is not None
         prior.visible_bias.copy_(prior.base_bias)
@@ -190,5 +190,5 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
                 first = torch.arange(config.chains) % len(splits.train)
                 z_first = draw(splits.train[distributed.share(first)])
                 state.chains = Chains.begin(prior, z_first, config.temperatures, state.generator)
-            z_negative = state.chains.advance(prior, config.pcd_steps, state.generator)
+            z_negative = state.chains.advance(prior, config.pcd_steps, state.generator, session.parts.sampler)
         session.record(free_energy_gap=contrastive_step(prior, optimizer, z, z_negative))

@@ -1,4 +1,4 @@
-r"""Priors over latents: the restricted Boltzmann machine; the factorized Bernoulli and the normal for comparison.
+r"""Priors over latents: the restricted Boltzmann machine; for comparison those that can be drawn from exactly.
 
 An RBM over visible bits :math:`z \in \{0, 1\}^M` and hidden bits :math:`h \in \{0, 1\}^H` has
 
@@ -255,10 +255,24 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-class FactorizedPrior(Energy):
-    """Independent latents, without hidden units."""
+class TractablePrior(Energy):
+    """A prior that can be drawn from exactly: the base of those here, and of one's own.
+
+    One's own needs :meth:`free_energy` and :meth:`sample`; if exp(-F) is not normalised, :meth:`log_partition` and
+    :meth:`log_partition_surrogate` too. Its parameters are trained by SGD with the prior's learning rate.
+
+    Arguments:
+        visible: Number of latents M.
+
+    Attributes:
+        visible_bias: Zeros, with shape (M,), which tell device and number format; or, in a subclass, a parameter.
+    """
 
     visible_bias: Tensor
+
+    def __init__(self, visible: int) -> None:
+        super().__init__()
+        self.register_buffer("visible_bias", torch.zeros(visible), persistent=False)
 
     @property
     def visible(self) -> int:
@@ -266,11 +280,26 @@ class FactorizedPrior(Energy):
 
     @property
     def hidden(self) -> int:
-        """0: there are none."""
+        """0: there are no hidden units."""
         return 0
 
+    def log_partition(self) -> Tensor:
+        """Exact log Z, in nats; a float64 scalar, 0 unless a subclass says otherwise."""
+        return self.visible_bias.new_zeros((), dtype=torch.float64)
 
-class BernoulliPrior(FactorizedPrior):
+    def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
+        """A scalar whose gradient is that of log Z, given samples (N, M); 0 unless a subclass says otherwise."""
+        return z_negative.new_zeros(())
+
+    def fit_means(self, means: Tensor, count: int) -> None:
+        """Begin stage 2 from the latents' means (M,) over ``count`` data; does nothing unless a subclass does."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Exact independent samples, with shape (n, M)."""
+        raise NotImplementedError
+
+
+class BernoulliPrior(TractablePrior):
     """Independent bits with the interface of an RBM: what is the RBM worth?
 
     Attributes:
@@ -278,7 +307,7 @@ class BernoulliPrior(FactorizedPrior):
     """
 
     def __init__(self, visible: int) -> None:
-        super().__init__()
+        super().__init__(visible)
         self.visible_bias = nn.Parameter(torch.zeros(visible))
 
     def free_energy(self, z: Tensor) -> Tensor:
@@ -303,16 +332,12 @@ class BernoulliPrior(FactorizedPrior):
         return bernoulli(self.visible_bias.expand(n, -1), generator)
 
 
-class NormalPrior(FactorizedPrior):
+class NormalPrior(TractablePrior):
     """A standard normal over continuous latents, with the interface of an RBM: IWAE's prior.
 
     Attributes:
         visible_bias: Zeros, with shape (M,), not trained. F(z) = z·z / 2 and log Z = M log(2 pi) / 2.
     """
-
-    def __init__(self, visible: int) -> None:
-        super().__init__()
-        self.register_buffer("visible_bias", torch.zeros(visible), persistent=False)
 
     def free_energy(self, z: Tensor) -> Tensor:
         """F(z) = z·z / 2 of latents z (*, M), in nats, with shape (*)."""
@@ -322,13 +347,9 @@ class NormalPrior(FactorizedPrior):
         """Exact log Z, in nats; a float64 scalar."""
         return self.visible_bias.new_tensor(self.visible * math.log(2 * math.pi) / 2, dtype=torch.float64)
 
-    def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
-        """0: nothing is trained."""
-        return z_negative.new_zeros(())
-
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Exact independent samples, with shape (n, M)."""
         return standard_normal((n, self.visible), self.visible_bias, generator)
 
 
-Prior = RBM | BernoulliPrior | NormalPrior
+Prior = RBM | TractablePrior

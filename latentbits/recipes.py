@@ -82,18 +82,9 @@ def mnist_mlp() -> Config:
     )
 
 
-def _vary(config: Config, recipe: str, **sections: dict[str, Any]) -> Config:
-    """A recipe with some settings changed, and validated again."""
-    values = config.model_dump()
-    for section, changes in sections.items():
-        values[section] |= changes
-    return Config.model_validate(values | {"recipe": recipe})
-
-
 def mnist_mlp_best() -> Config:
     """The same networks and VIMCO, with what helped: bent images, a sleep phase, K that rises, more epochs."""
-    return _vary(
-        mnist_mlp(),
+    return mnist_mlp().vary(
         "mnist-mlp-best",
         # both kinds of augmentation together lost least to the training set after stage 2; see docs/results.md
         autoencoder={"shift": 0.5, "distort": 1.5, "scales": (1.0,)},
@@ -116,19 +107,18 @@ NO_PRETRAINING: dict[str, dict[str, Any]] = {"autoencoder": {"epochs": 0}, "rbm"
 
 def mnist_mlp_crws() -> Config:
     """mnist-mlp-best by contrastive reweighted wake-sleep, K = 50."""
-    return _vary(mnist_mlp_best(), "mnist-mlp-crws", joint={"objective": "crws", "epochs": 180, "sleep": 0.0})
+    return mnist_mlp_best().vary("mnist-mlp-crws", joint={"objective": "crws", "epochs": 180, "sleep": 0.0})
 
 
 def mnist_mlp_no_pretrain() -> Config:
     """mnist-mlp-best from random weights, to see what stages 1 and 2 are worth."""
-    return _vary(mnist_mlp_best(), "mnist-mlp-no-pretrain", **NO_PRETRAINING)
+    return mnist_mlp_best().vary("mnist-mlp-no-pretrain", **NO_PRETRAINING)
 
 
 def mnist_mlp_bernoulli_prior() -> Config:
     """mnist-mlp-best with independent bits for a prior, to see what the RBM is worth."""
     # stage 2 has one update to make, the bits' means; its other epochs follow the posterior's noise
-    return _vary(
-        mnist_mlp_best(),
+    return mnist_mlp_best().vary(
         "mnist-mlp-bernoulli-prior",
         model={"prior": "bernoulli"},
         rbm={"cd_epochs": 1, "pcd_epochs": 0},
@@ -137,8 +127,7 @@ def mnist_mlp_bernoulli_prior() -> Config:
 
 def mnist_mlp_iwae() -> Config:
     """The continuous counterpart of mnist-mlp-best: 200 normal latents, the same layers, IWAE's bound with K = 50."""
-    return _vary(
-        mnist_mlp_best(),
+    return mnist_mlp_best().vary(
         "mnist-mlp-iwae",
         **NO_PRETRAINING,
         model={"prior": "normal"},
@@ -215,8 +204,7 @@ def cifar10_resnet() -> Config:
 
 def imagenet64_resnet() -> Config:
     """The paper's residual networks on ImageNet at 64x64 (Figure 3b): 64 to 256 maps, RBM 1024x2048, VIMCO."""
-    return _vary(
-        cifar10_resnet(),
+    return cifar10_resnet().vary(
         "imagenet64-resnet",
         data={"name": "imagenet64"},
         model={"maps": (64, 128, 128, 256, 256), "repeats": 1},
@@ -235,14 +223,13 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def cifar10_small() -> Config:
     """CIFAR-10 at a size for two CPU cores: 32, 64, 128, 256 maps, RBM 1024x2048, VIMCO."""
-    return _vary(cifar10_resnet(), "cifar10-small", **SMALL)
+    return cifar10_resnet().vary("cifar10-small", **SMALL)
 
 
 def natural64_small() -> Config:
     """Photographs of 64x64 at a size for two CPU cores: 16 to 256 maps, RBM 1024x2048, VIMCO."""
-    small = _vary(cifar10_resnet(), "natural64-small", data={"name": "natural64"}, **SMALL)
-    return _vary(
-        small,
+    small = cifar10_resnet().vary("natural64-small", data={"name": "natural64"}, **SMALL)
+    return small.vary(
         "natural64-small",
         model={"maps": (16, 32, 64, 128, 256)},
         autoencoder={"epochs": 60},
@@ -253,8 +240,7 @@ def natural64_small() -> Config:
 def _iwae_twin(config: Config) -> Config:
     """The same networks with continuous latents by IWAE, all of the epochs in its one stage."""
     epochs = config.autoencoder.epochs + config.joint.epochs
-    return _vary(
-        config,
+    return config.vary(
         f"{config.recipe}-iwae",
         **NO_PRETRAINING,
         model={"prior": "normal"},

@@ -206,19 +206,24 @@ def read_weights(path: Path, module: torch.nn.Module) -> None:
         raise RunError(f"{path}: does not hold the weights of this run's model ({error})") from error
 
 
-def load(path: Path | str, weights: str = "model") -> Model:
+def load(path: Path | str, weights: str = "model", model: Model | None = None) -> Model:
     """A trained model from a run folder, in evaluation mode.
 
     Arguments:
         path: The run folder.
         weights: "model" for the weights that validation chose, a stage's name for those at its end, or such as
             "joint-0010" for those that were kept after an epoch.
+        model: The model to read them into, for a run with a model of one's own.
 
     Raises:
-        RunError: If there is no run, or it has not come so far.
+        RunError: If there is no run, it has not come so far, or the weights are not such a model's.
     """
     run = Run.open(path)
-    model = build(run.config.model, form_of(run.config.data))
+    config = run.config
+    try:
+        model = build(config.model, form_of(config.data)) if model is None else model
+    except ValueError as error:
+        raise RunError(f"{run.path}: {error}") from error
     run.load_weights(weights, model)
     return model.eval()
 

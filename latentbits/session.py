@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from . import distributed
 from .config import Config
 from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state, save_state
 from .fused import fork
-from .model import Model
+from .model import LatentModel, Model
+from .objectives import SignalFunction
 from .progress import STAGE_TITLES, Display
+from .rbm import RBM, BernoulliPrior, NormalPrior
 from .runs import STAGES, Run, RunError
 from .splits import Splits
-from .tempering import Chains
+from .tempering import Chains, Sampler
 
 STEPS_BETWEEN_CHECKS = 50
 _STREAMS = {"autoencoder": 0, "rbm": 1, "joint": 2, "warm_start": 3_000_000_017, "adversarial": 4_000_000_007}
@@ -36,6 +38,56 @@ class TrainingError(RuntimeError):
 
 class Stopped(Exception):  # noqa: N818 (not an error)
     """The run was asked to stop, and its checkpoint is written."""
+
+
+class Parts(NamedTuple):
+    """What was given in Python instead of being made from the configuration.
+
+    Attributes:
+        model: A model of one's own, trained in place.
+        splits: Data of one's own.
+        objective: A function from log-weights (K, B) to a :class:`~latentbits.Signal`, for stage 3.
+        sampler: Source of the persistent negatives, called as :func:`latentbits.gibbs` is.
+    """
+
+    model: LatentModel | None = None
+    splits: Splits | None = None
+    objective: SignalFunction | None = None
+    sampler: Sampler | None = None
+
+    def settings(self, config: Config) -> Config:
+        """The configuration with "given" written where a part takes a setting's place.
+
+        Raises:
+            RunError: If it names a part that was not given.
+        """
+        changes: dict[str, Any] = {}
+        if self.model is not None:
+            prior = self.model.prior
+            kind = {RBM: "rbm", BernoulliPrior: "bernoulli", NormalPrior: "normal"}.get(type(prior), "given")
+            changes["model"] = {"network": "given", "prior": kind, "latent": prior.visible}
+            changes["model"] |= {"hidden": prior.hidden} if prior.hidden else {}
+        if self.splits is not None:
+            form = self.splits.form
+            changes["data"] = {"name": "given", "image": form.image, "levels": form.levels}
+        if self.objective is not None:
+            changes["joint"] = {"objective": "given"}
+        if self.sampler is not None:
+            changes["sampler"] = "given"
+        config = config.vary(**changes)
+        named = {
+            "model": config.model.network == "given",
+            "splits": config.data.name == "given",
+            "objective": "given" in (config.joint.objective, config.warm_start.objective),
+            "sampler": config.sampler == "given",
+        }
+        missing = [name for name, wanted in named.items() if wanted and getattr(self, name) is None]
+        if missing:
+            raise RunError(
+                f"the configuration is of a run with its own {', '.join(missing)}: pass "
+                f"{', '.join(f'{name}=' for name in missing)} to latentbits.train in Python"
+            )
+        return config
 
 
 @dataclass
@@ -159,10 +211,17 @@ class Session:
     """One sitting of a run: batches, checkpoints, metrics, the clock and the wish to stop."""
 
     def __init__(
-        self, run: Run, config: Config, state: State, splits: Splits, deadline: float, display: Display
+        self,
+        run: Run,
+        config: Config,
+        state: State,
+        splits: Splits,
+        deadline: float,
+        display: Display,
+        parts: Parts = Parts(),  # noqa: B008 (immutable)
     ) -> None:
         self.run, self.config, self.state, self.splits = run, config, state, splits
-        self.deadline, self.display = deadline, display
+        self.deadline, self.display, self.parts = deadline, display, parts
         self.stop = False
         self.is_first = distributed.world().is_first
         self.origin = origin(config, splits)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,8 +75,27 @@ class Splits(NamedTuple):
         return torch.logit(clamp_means(self.train.double().mean(0), len(self.train))).float()
 
 
-def make_splits(name: str, parts: list[np.ndarray], form: Form) -> Splits:
-    """A data set from its training, validation and test data, each uint8 with shape (N, D)."""
+def make_splits(name: str, parts: Sequence[np.ndarray], form: Form) -> Splits:
+    """A data set from its training, validation and test data.
+
+    Arguments:
+        name: Of the data.
+        parts: The three, each uint8 below the form's levels with shape (N, D).
+        form: What an image looks like; of other data (1, 1, D).
+
+    Raises:
+        DataError: If they do not have that form.
+    """
+    if len(parts) != 3:
+        raise DataError(f"{name}: expected training, validation and test data, got {len(parts)} parts")
+    for title, part in zip(("training", "validation", "test"), parts, strict=True):
+        if part.dtype != np.uint8 or part.ndim != 2 or part.shape[1] != form.dimensions or not len(part):
+            raise DataError(
+                f"{name}: expected {title} data as uint8 with shape (N, {form.dimensions}), N at least 1, got "
+                f"{part.dtype} with {part.shape}"
+            )
+        if form.levels < 256 and (highest := int(part.max())) >= form.levels:
+            raise DataError(f"{name}: expected {title} data below {form.levels}, got {highest}")
     digest = hashlib.sha256()
     for part in parts:
         digest.update(np.ascontiguousarray(np.packbits(part, axis=1) if form.levels == 2 else part).data)

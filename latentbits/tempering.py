@@ -14,6 +14,7 @@ References:
     | Non-reversible parallel tempering: a scalable highly parallel MCMC scheme (Syed et al. 2022)
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,10 @@ from . import distributed
 from .fused import bernoulli
 from .gibbs import Block, Weights, gibbs, random_bits, run_blocks
 from .rbm import RBM, Prior
+
+Sampler = Callable[[RBM, Tensor, int, torch.Generator | None], Tensor]
+"""Source of the negatives, called as :func:`latentbits.gibbs` is: with the prior, the last negatives (N, M) of this
+process, a number of steps and a generator; returns N new ones. An annealer may ignore the last three."""
 
 PILOT_CHAINS = 100
 PILOT_ROUNDS = (20, 40, 80, 160)
@@ -235,6 +240,20 @@ class Tempering(NamedTuple):
         return cls(distributed.total(betas) / distributed.world().size, base_bias, Swaps.none(temperatures))
 
 
+def checked_bits(z: Tensor, last: Tensor) -> Tensor:
+    """Bits from an outside sampler, as float on the last ones' device.
+
+    Raises:
+        ValueError: If they are not bits of the last ones' shape (N, M).
+    """
+    z = torch.as_tensor(z).to(last)
+    if z.shape != last.shape:
+        raise ValueError(f"sampler: expected bits of shape {tuple(last.shape)}, got {tuple(z.shape)}")
+    if not ((z == 0) | (z == 1)).all():
+        raise ValueError("sampler: expected 0s and 1s, got other values; spins s in -1 and 1 are bits (s + 1) / 2")
+    return z
+
+
 class Chains:
     """Persistent chains of a prior: plain, or tempered where there are several temperatures.
 
@@ -253,8 +272,13 @@ class Chains:
             return cls(z)
         return cls(z[:, None].repeat(1, temperatures, 1), Tempering.place(prior, temperatures, generator))
 
-    def advance(self, prior: Prior, steps: int, generator: torch.Generator | None) -> Tensor:
-        """The model's bits (N, M) after some Gibbs steps, or rounds."""
+    def advance(
+        self, prior: Prior, steps: int, generator: torch.Generator | None, sampler: Sampler | None = None
+    ) -> Tensor:
+        """The model's bits (N, M) after some Gibbs steps, or rounds, or from a sampler of one's own."""
+        if sampler is not None and isinstance(prior, RBM):
+            self.z = checked_bits(sampler(prior, self.z, steps, generator), self.z)
+            return self.z
         if self.tempering is None:
             self.z = gibbs(prior, self.z, steps, generator)
             return self.z

@@ -27,10 +27,12 @@ from .evaluate import fit_prior_base
 from .joint import train_joint
 from .model import WGAN, LatentModel, build
 from .nets import MLP, Network, initialize_by_data
+from .objectives import SignalFunction
 from .pretrain import train_autoencoder, train_rbm
 from .progress import Display
 from .runs import FINISHED, STAGES, Run, RunError, read_weights
 from .session import (
+    Parts,
     Session,
     State,
     Stopped,
@@ -40,6 +42,7 @@ from .session import (
 )
 from .splits import Splits
 from .stages import evaluating
+from .tempering import Sampler
 
 INITIALIZATION_IMAGES = 500
 
@@ -52,8 +55,16 @@ def train(
     data_dir: Path | str | None = None,
     device: str = "cpu",
     quiet: bool = False,
+    *,
+    model: LatentModel | None = None,
+    splits: Splits | None = None,
+    objective: SignalFunction | None = None,
+    sampler: Sampler | None = None,
 ) -> Run:
     """Train a model in its stages; the command ``latentbits train``.
+
+    Parts of one's own take the place of what the configuration describes, which then says "given" there. To resume,
+    give them again.
 
     Arguments:
         config: What to train; see :mod:`latentbits.recipes`.
@@ -63,15 +74,21 @@ def train(
         data_dir: Folder with the data set's published files.
         device: Where to train, as PyTorch names it.
         quiet: Show no progress.
+        model: A model of one's own, trained in place; it begins as it is.
+        splits: Data of one's own; see :func:`latentbits.make_splits`.
+        objective: Of stage 3: a function from log-weights (K, B) to a :class:`~latentbits.Signal`.
+        sampler: Source of the persistent negatives of stages 2 and 3, called as :func:`latentbits.gibbs` is.
 
     Returns:
         The run folder; ``finished`` says whether it came to its end.
 
     Raises:
-        RunError: If the folder holds a run already, or another one than is to be resumed.
+        RunError: If the folder holds a run already, or another one than is to be resumed; or if parts do not fit.
         DataError: If the data are missing or damaged.
         TrainingError: If a value is not finite.
     """
+    parts = Parts(model, splits, objective, sampler)
+    config = parts.settings(config)
     folder = Run.open(run) if resume else None
     if folder is not None and folder.config != config:
         raise RunError(
@@ -79,8 +96,8 @@ def train(
             "resume it without options, or start a new run"
         )
     check_shares(config)
-    splits = data.load(config.data, data_dir).to(device)
-    state, is_first = new_state(config, splits), distributed.world().is_first
+    splits = (splits or data.load(config.data, data_dir)).to(device)
+    state, is_first = new_state(config, splits, model), distributed.world().is_first
     begins = folder is None or not folder.checkpoint.is_file()
     if begins and config.weights:
         try:
@@ -96,7 +113,7 @@ def train(
         if is_first:
             folder.truncate_metrics(state.rows)
         deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-        session = Session(folder, config, state, splits, deadline, display)
+        session = Session(folder, config, state, splits, deadline, display, parts)
         if begins and config.weights:
             note_weights(session, Path(config.weights))
         distributed.wait()  # for the folder, and for all to have read the checkpoint before one replaces it
@@ -143,15 +160,26 @@ def describe_difference(old: Config, new: Config) -> str:
     return ", ".join(differences[:4])
 
 
-def new_state(config: Config, splits: Splits) -> State:
-    """The state before the first step: random weights, and the decoder's bias at the data's mean logits."""
+def new_state(config: Config, splits: Splits, given: LatentModel | None = None) -> State:
+    """The state before the first step: random weights, and the decoder's bias at the data's mean logits.
+
+    A given model is taken as it is.
+
+    Raises:
+        RunError: If the networks do not fit the images or the stages.
+    """
+    if given is not None and config.autoencoder.epochs and not hasattr(given.encoder, "scale_output"):
+        raise RunError(
+            "model.encoder: has no scale_output(factor), with which stage 1 ends; wrap it in latentbits.Scaled, or "
+            "leave stage 1 out (autoencoder.epochs=0)"
+        )
     try:
-        model = build(config.model, splits.form, torch.Generator().manual_seed(config.seed))
+        model = given or build(config.model, splits.form, torch.Generator().manual_seed(config.seed))
     except ValueError as error:
         raise RunError(str(error)) from error
     model = model.to(splits.train.device)
     generator = torch.Generator(splits.train.device).manual_seed(config.seed + 1_000_003 * distributed.world().rank)
-    if isinstance(model, LatentModel):
+    if isinstance(model, LatentModel) and given is None:
         begin_networks(model, splits)
     return State(model, generator)
 
