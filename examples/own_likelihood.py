@@ -59,7 +59,9 @@ def main(run: Path = Path("runs/own-likelihood")) -> lb.Evaluation:
     model = make_model()
     model.decoder.set_offset(torch.logit((splits.train.float().mean(0) / COUNT).clamp(0.01, 0.99)))
     lb.train(config, run, model=model, splits=splits)
-    evaluation = lb.evaluate(lb.load(run, model=make_model()), splits.test, "test", lb.Counts(samples=100, raise_images=0))
+    evaluation = lb.evaluate(
+        lb.load(run, model=make_model()), splits.test, "test", lb.Counts(samples=100, raise_images=0)
+    )
     print(f"NLL {evaluation.likelihood.nll:.2f} nats, {evaluation.likelihood.bits_per_dimension:.3f} bits a pixel")
     return evaluation
 

@@ -1,0 +1,208 @@
+"""Parts of one's own in training, and the examples of them."""
+
+import copy
+import sys
+from itertools import product
+from pathlib import Path
+
+import exact_latent
+import numpy as np
+import pytest
+import torch
+from checks import LIMIT, chi_square_score, mean_scores, random_rbm, seeded
+from test_train import assert_same_run, tiny, weights
+
+import latentbits as lb
+from latentbits import cli
+from latentbits.config import DataConfig
+from latentbits.model import build
+from latentbits.objectives import losses_of_samples
+from latentbits.session import Parts
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+import own_likelihood  # noqa: E402
+import own_networks  # noqa: E402
+import own_objective  # noqa: E402
+import own_prior  # noqa: E402
+import own_sampler  # noqa: E402
+
+
+def same_model(config, splits):
+    """What train builds by itself."""
+    model = build(config.model, splits.form, seeded(config.seed))
+    model.decoder.set_offset(splits.mean_logits())
+    return model
+
+
+@pytest.mark.parametrize("part", ["model", "splits", "objective", "sampler"])
+def test_the_packages_own_part_given_changes_nothing_but_the_configuration(tmp_path, part):
+    config, splits = tiny(), lb.load_data("digits")
+    given = {"model": same_model(config, splits), "splits": splits, "objective": lb.vimco, "sampler": lb.gibbs}
+    usual = lb.train(config, tmp_path / "usual", quiet=True)
+    own = lb.train(config, tmp_path / "own", quiet=True, **{part: given[part]})
+    assert own.config != config
+    own_weights = weights(own)
+    for key, tensor in weights(usual).items():
+        assert torch.equal(tensor, own_weights[key]), key
+
+
+def test_a_run_with_own_parts_resumes_with_them_and_loads(tmp_path):
+    config, splits = tiny(), lb.load_data("digits")
+
+    def parts():
+        return {
+            "model": same_model(config, splits),
+            "splits": splits,
+            "objective": own_objective.reinforce,
+            "sampler": own_sampler.from_annealer,
+        }
+
+    whole = lb.train(config, tmp_path / "whole", quiet=True, **parts())
+    stopped = lb.train(config, tmp_path / "parts", quiet=True, max_minutes=1e-9, **parts())
+    while not stopped.finished:
+        lb.train(config, tmp_path / "parts", resume=True, quiet=True, max_minutes=1e-9, **parts())
+    assert_same_run(whole, stopped)
+    trained = lb.load(whole.path, model=same_model(config, splits))
+    assert not torch.equal(trained.encoder.last.weight, same_model(config, splits).encoder.last.weight)
+
+
+def test_what_was_given_is_asked_for_again(tmp_path, capsys):
+    config, splits = tiny(), lb.load_data("digits")
+    given = {"model": same_model(config, splits), "splits": splits, "objective": lb.vimco, "sampler": lb.gibbs}
+    run = lb.train(config, tmp_path / "run", quiet=True, **given)
+    with pytest.raises(lb.RunError, match="model=, splits=, objective=, sampler="):
+        lb.train(run.config, tmp_path / "run", resume=True, quiet=True)
+    with pytest.raises(lb.RunError, match=r"load\(run, model=\)"):
+        lb.load(run.path)
+    with pytest.raises(lb.DataError, match="given in Python"):
+        lb.load_data(run.config.data)
+    with pytest.raises(lb.RunError, match="sampler: given -> gibbs"):
+        lb.train(config, tmp_path / "run", resume=True, quiet=True, **(given | {"sampler": None}))
+    assert cli.main(["evaluate", str(run.path)]) == 2
+    assert cli.main(["train", "digits", "--run", str(tmp_path / "new"), "--joint.objective", "given"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "load(run, model=)" in lines[0]
+    assert "objective= to latentbits.train" in lines[1]
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_encoder_that_cannot_be_scaled_is_refused_before_training(tmp_path):
+    config, splits = tiny(), lb.load_data("digits")
+    model = same_model(config, splits)
+    model.encoder = torch.nn.Linear(64, 8)
+    with pytest.raises(lb.RunError, match=r"latentbits\.Scaled"):
+        lb.train(config, tmp_path / "run", quiet=True, model=model)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [(lambda z: z[:-1], "shape"), (lambda z: 2 * z - 1, "spins"), (lambda z: z + torch.nan, "0s and 1s")],
+)
+def test_negatives_that_are_no_bits_are_refused(tmp_path, wrong, expected):
+    with pytest.raises(ValueError, match=expected):
+        lb.train(tiny(), tmp_path / "run", quiet=True, sampler=lambda rbm, z, steps, generator: wrong(z))
+
+
+@pytest.mark.parametrize(
+    ("parts", "form", "expected"),
+    [
+        ([np.zeros((3, 4), np.uint8)] * 2, lb.Form(1, 2, 2), "2 parts"),
+        ([np.zeros((3, 4))] * 3, lb.Form(1, 2, 2), "uint8"),
+        ([np.zeros((3, 4), np.uint8)] * 3, lb.Form(1, 2, 3), r"\(N, 6\)"),
+        ([np.zeros((0, 4), np.uint8)] * 3, lb.Form(1, 2, 2), "at least 1"),
+        ([np.full((3, 4), 2, np.uint8)] * 3, lb.Form(1, 2, 2), "below 2, got 2"),
+    ],
+)
+def test_data_of_another_form_are_refused(parts, form, expected):
+    with pytest.raises(lb.DataError, match=expected):
+        lb.make_splits("mine", parts, form)
+
+
+def test_given_data_say_their_form():
+    with pytest.raises(ValueError, match="channels, height and width"):
+        DataConfig(name="given")
+    splits = lb.make_splits("mine", [np.full((2, 6), 4, np.uint8)] * 3, lb.Form(1, 2, 3, 5))
+    config = Parts(splits=splits, model=own_likelihood.make_model()).settings(lb.recipes.digits())
+    assert (config.data.name, config.data.image, config.data.levels) == ("given", (1, 2, 3), 5)
+    assert (config.model.network, config.model.prior, config.model.latent) == ("given", "rbm", 32)
+
+
+def test_a_varied_configuration_is_validated():
+    config = lb.recipes.digits().vary("mine", joint={"epochs": 3}, seed=4)
+    assert (config.recipe, config.joint.epochs, config.seed) == ("mine", 3, 4)
+    assert config.joint.samples == lb.recipes.digits().joint.samples
+    with pytest.raises(ValueError, match="epoch"):
+        config.vary(joint={"epoch": 3})
+    with pytest.raises(ValueError, match="greater than or equal"):
+        config.vary(seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("example", "worst"),
+    [(own_networks, 22), (own_likelihood, 150), (own_prior, 22), (own_objective, 22), (own_sampler, 22)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_examples_learn(tmp_path, example, worst):
+    """Independent pixels leave 24.6 nats on the same images, with 17 levels 253."""
+    evaluation = example.main(tmp_path / "run")
+    assert evaluation.likelihood.images == 300
+    assert evaluation.likelihood.nll < worst
+
+
+def test_binomial_likelihood_sums_to_one_and_samples_follow_it():
+    p = own_likelihood.Binomial(torch.tensor([[-1.3], [0.0], [2.0]]))
+    levels = torch.arange(17.0)[:, None, None].expand(17, 3, 1)
+    table = torch.stack([p.log_prob(x) for x in levels]).double().exp()
+    torch.testing.assert_close(table.sum(0), torch.ones(3, dtype=torch.float64), rtol=1e-5, atol=0)
+    drawn = p.sample((20_000,), seeded(0))[..., 0]
+    for column, expected in zip(drawn.T, table.T, strict=True):
+        counts = np.bincount(column.long(), minlength=17)
+        assert abs(chi_square_score(counts, expected.numpy())) < LIMIT
+    assert np.abs(mean_scores(drawn, p.mean[:, 0].numpy())).max() < LIMIT
+
+
+def test_mixture_prior_sums_to_one_and_samples_follow_it():
+    prior = own_prior.MixturePrior(5, 3, seeded(0))
+    with torch.no_grad():
+        prior.share.copy_(torch.tensor([0.5, -1.0, 1.0]))
+    z = torch.tensor(list(product((0.0, 1.0), repeat=5)))
+    p = (-prior.free_energy(z)).double().exp().detach()
+    assert float(p.sum()) == pytest.approx(1, abs=1e-5)
+    assert float(prior.log_partition()) == 0
+    drawn = prior.sample(20_000, seeded(1)) @ 2.0 ** torch.arange(4, -1, -1)
+    assert abs(chi_square_score(np.bincount(drawn.long(), minlength=32), p.numpy())) < LIMIT
+
+
+def test_own_objectives_gradient_is_the_elbos_in_expectation():
+    """The encoder's gradient from reinforce, averaged, against autograd through the enumerated ELBO."""
+    torch.manual_seed(0)
+    model = lb.LatentModel(lb.MLP([4, 5, 3]), lb.MLP([3, 5, 4]), random_rbm(3, 2, 0, scale=1.0))
+    x = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
+    twin = copy.deepcopy(model).double()
+    rbm = (twin.prior.weight, twin.prior.visible_bias, twin.prior.hidden_bias)
+    tables = exact_latent.Tables(twin.encoder, twin.decoder, rbm, x.double())
+    elbo = (tables.q * tables.weights().log()).sum(1).mean()
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(elbo, list(twin.encoder.parameters()))])
+
+    generator, found = seeded(1), []
+    for _ in range(2000):
+        a = model.encoder(x)
+        z = lb.bernoulli(a.detach().expand(3, -1, -1), generator)
+        losses = losses_of_samples(model, x, a, z, torch.zeros(1, 3), own_objective.reinforce)
+        gradient = torch.autograd.grad(losses.encoder, list(model.encoder.parameters()))
+        found.append(-torch.cat([g.flatten() for g in gradient]))
+    scores = mean_scores(torch.stack(found), exact.numpy())
+    assert np.abs(np.nan_to_num(scores)).max() < LIMIT
+
+
+def test_the_annealers_bits_follow_the_rbm():
+    """With a slow schedule within 0.05 of p(z) in total variation; bits in place of spins would be far off."""
+    rbm = random_rbm(4, 3, 2, scale=0.8)
+    J, f, g, _ = (part.numpy() for part in rbm.to_ising())
+    spins = own_sampler.anneal(J, f, g, reads=20_000, sweeps=60, seed=0)
+    counts = np.bincount(((spins + 1) / 2 @ 2 ** np.arange(3, -1, -1)).astype(int), minlength=16)
+    exact = exact_latent.prior_table(*(p.detach().double() for p in (rbm.weight, rbm.visible_bias, rbm.hidden_bias)))
+    assert np.abs(counts / counts.sum() - exact.numpy()).sum() / 2 < 0.05
