@@ -13,14 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from . import data
-from .anneal import ais
 from .codes import Codes, load_codes, read_images, save_codes
 from .console import UsageError, check_output, lookup, say
-from .evaluate import exact_log_partition, summarize_ais
+from .evaluate import log_partition
 from .files import write_atomically
 from .model import GaussianModel, LatentModel
 from .progress import Display
-from .rbm import RBM
 from .runs import Run, load, pretrained_names, pretrained_path
 from .splits import Form
 
@@ -161,10 +159,7 @@ def score_run(
     model = latent_model(folder, weights)
     found, form = chosen_images(folder, images, split, data_dir, invert)
     generator = torch.Generator().manual_seed(seed)
-    log_z = exact_log_partition(model.prior)
-    if log_z is None:
-        assert isinstance(model.prior, RBM)
-        log_z = summarize_ais(ais(model.prior, chains, temperatures, generator), temperatures, "linear")
+    log_z = log_partition(model.prior, chains, temperatures, generator)
     values: list[float] = []
     errors: list[float] = []
     with Display(quiet=False) as display:

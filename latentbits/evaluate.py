@@ -157,6 +157,16 @@ def exact_log_partition(prior: Prior, largest: int = LARGEST_EXACT_LAYER) -> Log
     return LogPartition(value=float(prior.log_partition()), standard_error=0.0, method="exact")
 
 
+def log_partition(
+    prior: Prior, chains: int, temperatures: int, generator: torch.Generator | None = None
+) -> LogPartition:
+    """log Z: by enumeration where that can be had, else by AIS at equally spaced temperatures."""
+    if (exact := exact_log_partition(prior)) is not None:
+        return exact
+    assert isinstance(prior, RBM)
+    return summarize_ais(ais(prior, chains, temperatures, generator), temperatures, "linear")
+
+
 def summarize_ais(estimate: AISEstimate, temperatures: int, schedule: str) -> LogPartition:
     """An AIS estimate with the counts behind it."""
     return LogPartition(
@@ -417,11 +427,7 @@ def quick_nll(
     prior = model if isinstance(model, RBM) else model.prior
     generator = torch.Generator(prior.visible_bias.device).manual_seed(seed)
     fit_prior_base(model, x_base)
-    log_z = exact_log_partition(prior)
-    if log_z is None:
-        assert isinstance(prior, RBM)
-        estimate = ais(prior, config.ais_chains, config.ais_temperatures, generator)
-        log_z = summarize_ais(estimate, config.ais_temperatures, "linear")
+    log_z = log_partition(prior, config.ais_chains, config.ais_temperatures, generator)
     x = x[: config.images]
     bound = _bound(model, x, config.samples, 0, generator)
     return -float(bound.log_p.mean() - log_z.value), log_z.standard_error
