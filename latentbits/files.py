@@ -1,14 +1,16 @@
-"""Files written whole or not at all, and nested state as safetensors.
+"""Files written whole or not at all, tensors under a checksum, and nested state as safetensors.
 
-No file is a pickle. Nested state (optimizers, counters) becomes flat named tensors beside a JSON skeleton
-in the safetensors header.
+No file is a pickle. A safetensors file has its own SHA-256 in its header, computed with zeros in that place, so that
+every byte of header and tensors is covered; files of before format 3 have none. Nested state (optimizers, counters)
+becomes flat named tensors beside a JSON skeleton in the header.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
+OLDEST_STATE = 2
+FIRST_WITH_CHECKSUM = 3
+MOST_TEXT = 100_000_000
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
@@ -36,18 +41,89 @@ class FileError(ValueError):
     """A file that cannot be used as asked; the message says what to do."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader or a crash sees the old content or the new, never a part."""
+class DamagedError(FileError):
+    """A file that was whole once, or never was one of ours."""
+
+
+class WriteError(FileError, OSError):
+    """A file that could not be written; what was there before is as it was."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file where the system refuses a write."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}), and is as it was before; make room or name "
+            "another place, and try again (a training run: with --resume)"
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Write a file so that a reader or a crash sees the old content or the new, never a part.
+
+    Arguments:
+        path: The file, in a folder that is made if need be.
+        content: What to write.
+        previous: Where the old content is kept, if the file system has links.
+
+    Raises:
+        WriteError: If the system refuses; the old content stays.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(scratch, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(scratch, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if previous is not None and path.is_file():
+                with contextlib.suppress(OSError):
+                    previous.unlink(missing_ok=True)
+                    previous.hardlink_to(path)
+            scratch.replace(path)
     except BaseException:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add a value as a line of JSON to a file, on the disk before this returns; links are not followed.
+
+    Raises:
+        WriteError: If the system refuses; a part of the line may be left, which the next one does not go on with.
+    """
+    with writing(path), open(path, "ab+", opener=_open_no_link) as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, end - 1))
+        torn = stream.read(1) not in (b"", b"\n")
+        stream.write(b"\n" * torn + json.dumps(value).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def read_text(path: Path) -> str:
+    """A text file's content.
+
+    Raises:
+        DamagedError: If it cannot be read, is no text, or has more than ``MOST_TEXT`` bytes.
+    """
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(MOST_TEXT + 1)
+        if len(content) > MOST_TEXT:
+            raise DamagedError(f"{path}: expected up to {MOST_TEXT:,} bytes, found more; it is not one of ours")
+        return content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path}: cannot be read as text ({error})") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,37 +155,71 @@ def unflatten(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
     return content
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write nested state to one safetensors file."""
+def _entry(digest: str) -> bytes:
+    return f'"checksum":"{digest}"'.encode()
+
+
+_BLANK = "0" * 64
+
+
+def sealed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file whose header holds the checksum of the file."""
+    content = save(dict(tensors), metadata={"format": str(FORMAT), **metadata, "checksum": _BLANK})
+    return content.replace(_entry(_BLANK), _entry(hashlib.sha256(content).hexdigest()), 1)
+
+
+def read_sealed(path: Path, oldest: int = 0) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, whose checksum is compared if it has one.
+
+    Raises:
+        FileError: If the file is missing, or of a format before ``oldest`` or after this version's.
+        DamagedError: If it is not whole or not as it was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            number, stated = int(metadata.get("format", 0)), metadata.get("checksum")
+            if not oldest <= number <= FORMAT:
+                raise FileError(
+                    f"{path}: expected format {FORMAT}, found {metadata.get('format', 'none')}; use the version of "
+                    "latentbits that wrote it"
+                )
+            if stated is None and number >= FIRST_WITH_CHECKSUM:
+                raise DamagedError(f"{path}: expected a checksum in its header, found none; it was changed or damaged")
+            if stated is not None:
+                content = path.read_bytes().replace(_entry(stated), _entry(_BLANK), 1)
+                if hashlib.sha256(content).hexdigest() != stated:
+                    raise DamagedError(f"{path}: its checksum is another than the one it states; it is damaged")
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as error:
+        raise FileError(f"{path}: not found") from error
+    except (SafetensorError, ValueError, OSError, MemoryError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise DamagedError(f"{path}: expected a whole safetensors file, found a damaged one ({error})") from error
+
+
+def save_state(path: Path, state: Mapping[str, Any], previous: Path | None = None) -> None:
+    """Write nested state to one safetensors file; what was there before is kept as ``previous``, if that is named."""
     tensors: dict[str, Tensor] = {}
     skeleton = flatten(state, "state", tensors)
     # storage shared between entries would be refused, and clones make every entry its own
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    write_atomically(path, save(tensors, metadata={"format": str(FORMAT), "skeleton": json.dumps(skeleton)}))
+    write_atomically(path, sealed(tensors, {"skeleton": json.dumps(skeleton)}), previous)
 
 
 def load_state(path: Path) -> Any:
     """Read nested state.
 
     Raises:
-        FileError: If the file is missing, damaged, or of a newer format.
+        FileError: If the file is missing or of another format.
+        DamagedError: If it is damaged.
     """
+    tensors, metadata = read_sealed(path, OLDEST_STATE)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if int(metadata.get("format", 0)) != FORMAT:
-                raise FileError(
-                    f"{path}: expected format {FORMAT}, found {metadata.get('format', 'none')}; use the version of "
-                    "latentbits that wrote it"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         return unflatten(json.loads(metadata["skeleton"]), tensors)
-    except FileNotFoundError as error:
-        raise FileError(f"{path}: not found") from error
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{path}: expected a whole safetensors file, found a damaged one ({error})") from error
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{path}: expected a state of ours, found another file ({error!r})") from error
 
 
 class Unfinished:
@@ -126,8 +236,12 @@ class Unfinished:
         self._began = self._written = time.monotonic()
 
     def read(self) -> Any:
-        """What was written down, or None."""
-        return load_state(self.path) if self.path is not None and self.path.is_file() else None
+        """What was written down, or None; what is damaged is computed again."""
+        if self.path is None or not self.path.is_file():
+            return None
+        with contextlib.suppress(FileError):
+            return load_state(self.path)
+        return None
 
     def write(self, state: Callable[[], Mapping[str, Any]], finished: bool = False) -> None:
         """Write down the state if a minute has passed, since the last time or, if finished, since the beginning."""

@@ -4,6 +4,7 @@
 | --- | --- |
 | ``config.json`` | the :class:`~latentbits.config.Config`, written once |
 | ``checkpoint.safetensors`` | everything that resuming needs, as of one step |
+| ``checkpoint-previous.safetensors`` | the one before, should that be damaged |
 | ``metrics.jsonl`` | a line for each epoch |
 | ``autoencoder.safetensors``, ``rbm.safetensors``, … | the weights at each stage's end |
 | ``model.safetensors`` | the weights that validation chose |
@@ -18,7 +19,7 @@ No file is a pickle; see :mod:`latentbits.files`.
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,20 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from .config import Config
 from .data import form_of
-from .files import FORMAT, FileError, load_state, write_atomically
+from .files import (
+    DamagedError,
+    FileError,
+    append_line,
+    load_state,
+    read_sealed,
+    read_text,
+    save_state,
+    sealed,
+    write_atomically,
+)
 from .model import Model, build
 
 PRETRAINED_FOLDER = Path(__file__).parent / "pretrained"
@@ -41,6 +51,12 @@ FINISHED = "finished"
 
 class RunError(FileError):
     """A run folder that cannot be used as asked; the message says what to do."""
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a file is the lock, or what training had half written when it was killed."""
+    parts = (".config.json.*.part", ".metrics.jsonl.*.part", ".*.safetensors.*.part")
+    return path.name == ".lock" or any(path.match(part) for part in parts)
 
 
 class Run:
@@ -61,19 +77,24 @@ class Run:
             RunError: If the folder holds a run already.
         """
         run = cls(path)
-        if run.exists():
-            raise RunError(
-                f"{run.path}: holds a run already, and nothing is overwritten; go on with --resume, or name "
-                "another folder with --run"
-            )
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        run._refuse_another()
+        if run.path.exists() and (not run.path.is_dir() or any(not _is_left(path) for path in run.path.iterdir())):
             raise RunError(f"{run.path}: expected a new or an empty folder, found something else; name another")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(run.path / "config.json", (config.model_dump_json(indent=2) + "\n").encode())
         except OSError as error:
-            raise RunError(f"{run.path}: cannot be written ({error})") from error
+            raise RunError(f"{run.path}: cannot be made ({error.strerror}); name another folder with --run") from error
+        with run.lock():
+            run._refuse_another()  # which a process that came at the same time may have made
+            write_atomically(run.path / "config.json", (config.model_dump_json(indent=2) + "\n").encode())
         return run
+
+    def _refuse_another(self) -> None:
+        if self.exists():
+            raise RunError(
+                f"{self.path}: holds a run already, and nothing is overwritten; go on with --resume, or name "
+                "another folder with --run"
+            )
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":
@@ -96,14 +117,58 @@ class Run:
         """The run's configuration."""
         path = self.path / "config.json"
         try:
-            return Config.model_validate_json(path.read_text())
-        except (ValidationError, UnicodeDecodeError, OSError) as error:
+            return Config.model_validate_json(read_text(path))
+        except (ValidationError, FileError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(f"{path}: not a configuration that this version can read ({reason})") from error
 
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.safetensors"
+
+    @property
+    def _previous(self) -> Path:
+        return self.path / "checkpoint-previous.safetensors"
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to go on from.
+
+        Raises:
+            RunError: If there is none, but weights, which a start from the first step would replace.
+        """
+        if self.checkpoint.is_file() or self._previous.is_file():
+            return True
+        if weights := sorted(path.name for path in self.path.glob("*.safetensors")):
+            raise RunError(
+                f"{self.path}: expected checkpoint.safetensors to go on from, found only {', '.join(weights)}; start a "
+                "new run, with --weights if it is to begin with these"
+            )
+        return False
+
+    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint, and keep the one before it."""
+        save_state(self.checkpoint, state, self._previous)
+
+    def repair_checkpoint(self) -> str | None:
+        """Put the checkpoint before a missing or damaged one in its place; says so, or None if all is well.
+
+        Raises:
+            FileError: If that is damaged too, or there is none.
+        """
+        try:
+            load_state(self.checkpoint)
+            return None
+        except FileError as error:
+            if self.checkpoint.is_file() and not isinstance(error, DamagedError):  # of another format
+                raise
+            try:
+                load_state(self._previous)
+            except FileError as other:
+                raise RunError(f"{error}; nor is there a whole one before it ({other}); start a new run") from error
+            if self.checkpoint.is_file():
+                self.checkpoint.replace(self.path / "checkpoint-damaged.safetensors")
+            self._previous.replace(self.checkpoint)
+            return f"{error}. Going on from the checkpoint before it; a damaged one is kept as checkpoint-damaged"
 
     @property
     def finished(self) -> bool:
@@ -117,23 +182,31 @@ class Run:
         Raises:
             RunError: If one does already.
         """
-        with open(self.path / ".lock", "w") as stream:
+        try:
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror}); correct its permissions") from error
+        try:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RunError(f"{self.path}: another process is training here; wait for it or stop it") from error
+            for path in self.path.glob(".*.part"):
+                if _is_left(path):
+                    path.unlink(missing_ok=True)
             yield
+        finally:
+            os.close(lock)
 
     def save_weights(self, name: str, module: torch.nn.Module, origin: Mapping[str, str] | None = None) -> None:
         """Write a module's weights as ``name.safetensors``, and in its header where they come from."""
         tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-        metadata = {"format": str(FORMAT), **(origin or {})}
-        write_atomically(self.path / f"{name}.safetensors", save(tensors, metadata=metadata))
+        write_atomically(self.path / f"{name}.safetensors", sealed(tensors, origin or {}))
 
     def weights_origin(self, name: str) -> dict[str, str]:
         """What the header of ``name.safetensors`` says: stage, step and validation NLL."""
         with safe_open(self.path / f"{name}.safetensors", framework="pt") as file:
-            return dict(file.metadata() or {})
+            return {name: value for name, value in (file.metadata() or {}).items() if name != "checksum"}
 
     def load_weights(self, name: str, module: torch.nn.Module) -> None:
         """Read a module's weights from ``name.safetensors``.
@@ -144,15 +217,18 @@ class Run:
         read_weights(self.path / f"{name}.safetensors", module)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add a line to ``metrics.jsonl``."""
-        with open(self.path / "metrics.jsonl", "a") as stream:
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())  # a checkpoint that counts this line must not outlive it
+        """Add a line to ``metrics.jsonl``; a checkpoint that counts it must not outlive it."""
+        append_line(self.path / "metrics.jsonl", row)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The whole lines of ``metrics.jsonl``, oldest first; a crash can leave a part of one at the end."""
-        return [json.loads(line) for line in self._metrics_lines()]
+        """The whole lines of ``metrics.jsonl``, oldest first; a crash can leave a part of one at the end.
+
+        Raises:
+            RunError: If another line is damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        text = read_text(path) if path.is_file() else ""
+        return _rows(path, text[: text.rfind("\n") + 1], _check_metrics)
 
     def kept(self) -> list[str]:
         """Names of the weights that were kept along the way, oldest first."""
@@ -163,30 +239,60 @@ class Run:
         return self.path / f"curve-{split}.jsonl"
 
     def curve(self, split: str) -> list[dict[str, Any]]:
-        """The evaluations of the kept weights on a split, by epoch."""
+        """The evaluations of the kept weights on a split, by epoch.
+
+        Raises:
+            RunError: If a line is damaged.
+        """
         path = self.curve_path(split)
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        rows = _rows(path, read_text(path), _check_curve) if path.is_file() else []
         return sorted(rows, key=lambda row: int(row["epoch"]))
 
     def write_curve(self, split: str, rows: list[dict[str, Any]]) -> None:
         """Write the evaluations of the kept weights."""
         write_atomically(self.curve_path(split), "".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def _metrics_lines(self) -> list[str]:
-        path = self.path / "metrics.jsonl"
-        text = path.read_text() if path.is_file() else ""
-        return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-    def truncate_metrics(self, rows: int) -> None:
+    def truncate_metrics(self, rows: int) -> int:
         """Keep the first ``rows`` lines: those after a checkpoint are made again by resuming from it.
 
-        Raises:
-            RunError: If there are fewer.
+        Returns:
+            How many there are now; fewer, if lines were lost.
         """
-        lines = self._metrics_lines()
-        if len(lines) < rows:
-            raise RunError(f"{self.path}/metrics.jsonl: expected at least {rows} lines, found {len(lines)}")
-        write_atomically(self.path / "metrics.jsonl", "".join(lines[:rows]).encode())
+        path = self.path / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1][:rows] if path.is_file() else []
+        write_atomically(path, b"".join(line + b"\n" for line in lines))
+        return len(lines)
+
+
+def _rows(path: Path, text: str, check: Callable[[Any], object]) -> list[dict[str, Any]]:
+    """The lines of a file of JSON objects, each of which a check accesses as its readers will."""
+    rows = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            check(row)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(
+                f"{path}: line {number} is damaged; restore the file from a copy, or remove the line"
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def _check_metrics(row: Any) -> None:
+    words = ("stage", "weights", "sha256", "nll_by_scale")
+    for name, value in row.items():
+        if name not in words and value is not None:
+            float(value)
+    row["stage"].lower()
+    if "step" in row:
+        int(row["epoch"])
+
+
+def _check_curve(row: Any) -> None:
+    likelihood = row["evaluation"]["likelihood"]
+    float(likelihood["nll"]), int(likelihood["samples"]), int(row["epoch"]), float(row["seconds"] or 0)
+    row["images"].lower(), row["weights"]["file"].lower(), row["settings"].keys()
 
 
 def read_weights(path: Path, module: torch.nn.Module) -> None:
@@ -195,15 +301,40 @@ def read_weights(path: Path, module: torch.nn.Module) -> None:
     Raises:
         RunError: If the file is missing, damaged, or does not fit the module.
     """
+    if not path.is_file():
+        there = ", ".join(sorted(other.stem for other in path.parent.glob("*.safetensors"))) or "none"
+        raise RunError(f"{path}: not found; the run has not come so far (weights there: {there})")
+    check_fit(path, module)
+    tensors, _ = read_sealed(path)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(f"{path}: does not hold the weights of this run's model ({_in_a_line(error)})") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def check_fit(path: Path, module: torch.nn.Module) -> None:
+    """Compare the sizes in the header of a file of weights with a module's, before any memory is taken.
+
+    Raises:
+        RunError: If they differ, naming the first weights that do.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        module.load_state_dict(tensors)
-    except FileNotFoundError as error:
-        there = ", ".join(sorted(other.stem for other in path.parent.glob("*.safetensors"))) or "none"
-        raise RunError(f"{path}: not found; the run has not come so far (weights there: {there})") from error
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise RunError(f"{path}: does not hold the weights of this run's model ({error})") from error
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: expected a whole safetensors file, found a damaged one ({error})") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if name.endswith("base_bias") or wanted.get(name) == found.get(name):  # a base may not be fitted yet
+            continue
+        raise RunError(
+            f"{path}: does not hold the weights of this run's model (expected {name} of shape "
+            f"{wanted.get(name, 'none')}, found {found.get(name, 'none')})"
+        )
 
 
 def load(path: Path | str, weights: str = "model", model: Model | None = None) -> Model:
@@ -219,11 +350,17 @@ def load(path: Path | str, weights: str = "model", model: Model | None = None) -
         RunError: If there is no run, it has not come so far, or the weights are not such a model's.
     """
     run = Run.open(path)
-    config = run.config
+    config, file = run.config, run.path / f"{weights}.safetensors"
     try:
-        model = build(config.model, form_of(config.data)) if model is None else model
+        if model is None:
+            if file.is_file():
+                with torch.device("meta"):
+                    check_fit(file, build(config.model, form_of(config.data)))
+            model = build(config.model, form_of(config.data))
     except ValueError as error:
-        raise RunError(f"{run.path}: {error}") from error
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{run.path}/config.json: {error}") from error
     run.load_weights(weights, model)
     return model.eval()
 

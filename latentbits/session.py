@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import distributed
 from .config import Config
-from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state, save_state
+from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state
 from .fused import fork
 from .model import LatentModel, Model
 from .objectives import SignalFunction
@@ -108,7 +108,7 @@ class State:
     restored: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path, origin: dict[str, Any]) -> None:
+    def save(self, run: Run, origin: dict[str, Any]) -> None:
         """Write a checkpoint, with where it comes from: configuration, data, versions. All processes take part."""
         average = None if self.average is None else self.average.state_dict()
         state = {
@@ -126,11 +126,21 @@ class State:
             "average": average,
         }
         if distributed.world().is_first:
-            save_state(path, state)
+            run.write_checkpoint(state)
 
     def restore(self, path: Path) -> None:
-        """Read a checkpoint; optimizers and average wait for :meth:`begin`, which makes them."""
-        saved = load_state(path)
+        """Read a checkpoint; optimizers and average wait for :meth:`begin`, which makes them.
+
+        Raises:
+            FileError: If it cannot be read, or is not of such a model.
+        """
+        try:
+            self._take(load_state(path))
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{path}: is no checkpoint of this run's model ({reason}); start a new run") from error
+
+    def _take(self, saved: dict[str, Any]) -> None:
         self.origin = saved["origin"]
         for name in ("stage", "step", "seconds", "best", "rows", "totals"):
             setattr(self, name, saved[name])
@@ -297,17 +307,17 @@ class Session:
         bad = [name for name, total in self.state.totals.items() if not math.isfinite(total)]
         bad += [name for name, p in self.state.model.named_parameters() if not p.isfinite().all()]
         if bad:
-            kept = "the last good checkpoint is kept" if self.run.checkpoint.is_file() else "no checkpoint was made yet"
             raise TrainingError(
                 f"{self.run.path}: {', '.join(bad[:3])} not finite in stage {self.state.stage}, step "
-                f"{self.state.step}; {kept}. Lower the learning rates, of the RBM first, in a new run"
+                f"{self.state.step}; the last good checkpoint is kept. Lower the learning rates, of the RBM first, in "
+                "a new run"
             )
 
     def checkpoint(self) -> None:
         """Write a checkpoint now."""
         self._check_finite()
         self._tick()
-        self.state.save(self.run.checkpoint, self.origin)
+        self.state.save(self.run, self.origin)
         self._last_save = time.monotonic()
 
     def _checkpoint_if_due(self) -> None:

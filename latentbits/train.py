@@ -98,7 +98,7 @@ def train(
     check_shares(config)
     splits = (splits or data.load(config.data, data_dir)).to(device)
     state, is_first = new_state(config, splits, model), distributed.world().is_first
-    begins = folder is None or not folder.checkpoint.is_file()
+    begins = folder is None or not folder.has_checkpoint()
     if begins and config.weights:
         try:
             read_weights(Path(config.weights), state.model)
@@ -108,15 +108,21 @@ def train(
         folder = Run.create(run, config) if is_first else Run(run)
     with folder.lock() if is_first else contextlib.nullcontext(), Display(quiet or not is_first) as display:
         if not begins:
+            if is_first and (note := folder.repair_checkpoint()):
+                display.note(note)
+            distributed.wait()  # for the repair
             state.restore(folder.checkpoint)
             check_origin(state.origin, origin(config, splits), folder.checkpoint, display)
-        if is_first:
-            folder.truncate_metrics(state.rows)
+        if is_first and (left := folder.truncate_metrics(state.rows)) < state.rows:
+            display.note(f"metrics.jsonl: {left} of the {state.rows} lines up to the checkpoint are left; going on")
+            state.rows = left
         deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         session = Session(folder, config, state, splits, deadline, display, parts)
         if begins and config.weights:
             note_weights(session, Path(config.weights))
         distributed.wait()  # for the folder, and for all to have read the checkpoint before one replaces it
+        if begins:
+            session.checkpoint()  # from here on, weights without a checkpoint are never a run that can start again
         with stop_on_interrupt(session), contextlib.suppress(Stopped):
             run_stages(session)
         distributed.wait()

@@ -11,7 +11,7 @@ from latentbits.estimator import BinaryCodes
 
 # Each check of scikit-learn's that does not apply, and why.
 EXCEPTIONS = {
-    "check_methods_subset_invariance": "score_samples is a Monte-Carlo estimate, whose noise depends on a datum's place",
+    "check_methods_subset_invariance": "score_samples is a Monte-Carlo estimate; its noise depends on a datum's place",
     "check_methods_sample_order_invariance": "the same",
 }
 
