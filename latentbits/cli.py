@@ -30,6 +30,7 @@ from .recipes import RECIPES, my_images
 from .records import evaluation_record, keep_evaluation
 from .runs import Run, load, pretrained_names, pretrained_path
 from .session import TrainingError
+from .sharing import export
 from .splits import DataError, cache_dir
 from .train import train
 
@@ -396,6 +397,25 @@ def report_run(
         say(f"written: {path}")
 
 
+def export_run(
+    run: tyro.conf.Positional[Path],
+    folder: tyro.conf.Positional[Path],
+    weights: str = "model",
+    licence: str = "",
+) -> None:
+    """Write a trained model as a folder to give away: configuration, weights, evaluation, model card.
+
+    `latentbits` and latentbits.load take such a folder where they take a run.
+
+    Args:
+        run: The run folder.
+        folder: The new folder.
+        weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
+        licence: Of the weights, for the model card, such as apache-2.0.
+    """
+    say(f"written: {export(run, folder, weights, licence)}")
+
+
 def print_recipes() -> None:
     """List the recipes: what each trains, its source and its measured cost."""
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -445,6 +465,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "score": ("each image's log-likelihood", _tyro(score_run, "score")),
     "inpaint": ("keep a part of each image and draw the rest", _tyro(inpaint_run, "inpaint")),
     "report": ("draw a run: curves, samples, reconstructions", _tyro(report_run, "report")),
+    "export": ("a trained model as a folder to give away", _tyro(export_run, "export")),
     "recipes": ("list what can be trained", _tyro(print_recipes, "recipes")),
     "data": ("list data sets and what is present", _tyro(print_data, "data")),
 }

@@ -40,6 +40,7 @@ from .files import (
     save_state,
     sealed,
     write_atomically,
+    write_json,
 )
 from .model import Model, build
 
@@ -47,6 +48,9 @@ PRETRAINED_FOLDER = Path(__file__).parent / "pretrained"
 
 STAGES = ("autoencoder", "rbm", "warm_start", "joint", "adversarial")
 FINISHED = "finished"
+
+FOLDER_FORMAT = 2
+"""Of a run folder, in ``config.json``, which in the first format did not say it. Older ones are read."""
 
 
 class RunError(FileError):
@@ -86,7 +90,7 @@ class Run:
             raise RunError(f"{run.path}: cannot be made ({error.strerror}); name another folder with --run") from error
         with run.lock():
             run._refuse_another()  # which a process that came at the same time may have made
-            write_atomically(run.path / "config.json", (config.model_dump_json(indent=2) + "\n").encode())
+            run.write_config(config)
         return run
 
     def _refuse_another(self) -> None:
@@ -112,13 +116,30 @@ class Run:
         """Whether the folder holds a run."""
         return (self.path / "config.json").is_file()
 
+    def write_config(self, config: Config) -> None:
+        """Write ``config.json``: the folder's format, and the configuration."""
+        write_json(self.path / "config.json", {"format": FOLDER_FORMAT, **config.model_dump(mode="json")})
+
     @property
     def config(self) -> Config:
-        """The run's configuration."""
+        """The run's configuration.
+
+        Raises:
+            RunError: If the folder is damaged, or of a newer format.
+        """
         path = self.path / "config.json"
         try:
-            return Config.model_validate_json(read_text(path))
-        except (ValidationError, FileError) as error:
+            values = json.loads(read_text(path))
+            number = values.pop("format", 1) if isinstance(values, dict) else 1
+            if not isinstance(number, int) or number > FOLDER_FORMAT:
+                raise RunError(
+                    f"{path}: expected a folder of format {FOLDER_FORMAT} or before, found {number!r}; use the version "
+                    "of latentbits that wrote it"
+                )
+            return Config.model_validate(values)
+        except (ValidationError, FileError, ValueError, RecursionError) as error:
+            if isinstance(error, RunError):
+                raise
             reason = str(error).splitlines()[0]
             raise RunError(f"{path}: not a configuration that this version can read ({reason})") from error
 

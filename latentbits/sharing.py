@@ -1,0 +1,167 @@
+"""A model as a folder to give away: ``config.json``, ``model.safetensors``, a model card, its evaluation.
+
+What :func:`export` writes, :func:`latentbits.load` reads; nothing in the folder is run. A hub's copy of such a folder
+is :class:`latentbits.hub.HubModel`'s work.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from . import __version__
+from .config import Config, ModelConfig
+from .data import form_of
+from .evaluate import Evaluation, Likelihood
+from .files import FileError, read_text, write_atomically, write_json
+from .runs import Run, RunError, load
+
+CARD = "README.md"
+FILES = ("config.json", "model.safetensors", "evaluation.json", CARD)
+
+
+def export(run: Path | str, folder: Path | str, weights: str = "model", licence: str = "") -> Path:
+    """Write a trained model as a folder of its own, with a model card.
+
+    Arguments:
+        run: The run folder.
+        folder: The new folder; empty or not there.
+        weights: Which of the run's weights.
+        licence: Of the weights, such as "apache-2.0"; the card does not name one if empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: If there is no such model, or the folder holds something.
+    """
+    source, target = Run.open(run), Run(folder)
+    check_empty(target.path)
+    config, model = source.config, load(source.path, weights)
+    origin = {name: value for name, value in source.weights_origin(weights).items() if name != "format"}
+    record = evaluation_of(source, weights, origin)
+    target.write_config(config)
+    target.save_weights("model", model, origin)
+    if record is not None:
+        record["weights"]["file"] = "model"
+        write_json(target.path / "evaluation.json", record)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    write_atomically(target.path / CARD, model_card(config, size, record, licence).encode())
+    return target.path
+
+
+def check_empty(folder: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        RunError: If it does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: expected a new or an empty folder, found something else; nothing is overwritten")
+
+
+def evaluation_of(run: Run, weights: str, origin: dict[str, str]) -> dict[str, Any] | None:
+    """The run's last evaluation, if it is of these weights.
+
+    Raises:
+        RunError: If the file is damaged.
+    """
+    path = run.path / "evaluation.json"
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(read_text(path))
+        Evaluation.model_validate(record["evaluation"])
+        evaluated = record["weights"]
+        same = evaluated["file"] == weights and all(evaluated.get(key) == origin.get(key) for key in ("stage", "step"))
+    except (FileError, ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: damaged; evaluate again to replace it") from error
+    return record if same else None
+
+
+def model_card(config: Config, parameters: int, record: dict[str, Any] | None, licence: str = "") -> str:
+    """A model card in Markdown, with the header that hubs read.
+
+    Arguments:
+        config: Of the run.
+        parameters: How many the model has.
+        record: The evaluation's record, or None.
+        licence: Of the weights.
+    """
+    form = form_of(config.data)
+    header = {
+        "library_name": "latentbits",
+        "tags": ["latentbits", "binary latent variables", "restricted Boltzmann machine"],
+        **({"license": licence} if licence else {}),
+    }
+    lines = [
+        "---",
+        *(f"{name}: {json.dumps(value)}" for name, value in header.items()),  # JSON is YAML
+        "---",
+        "",
+        f"# {config.recipe}",
+        "",
+        f"A generative model of images of {form.channels} x {form.height} x {form.width} and {form.levels} levels, "
+        f"trained on `{config.data.name}` with latentbits {__version__}: {architecture(config.model)}; "
+        f"{parameters:,} parameters.",
+        "",
+        "```python",
+        "import latentbits as lb",
+        "",
+        'model = lb.load("FOLDER")  # this folder',
+        "images = model.sample(64, gibbs_steps=1000)",
+        "```",
+        "",
+        "## Evaluation",
+        "",
+        *(["Not evaluated."] if record is None else evaluation_lines(record)),
+        "",
+        "## Training",
+        "",
+        f"Recipe `{config.recipe}`, seed {config.seed}; every setting is in `config.json`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def architecture(config: ModelConfig) -> str:
+    """What a model consists of, in a few words."""
+    if config.network == "none":
+        return f"an RBM over the pixels with {config.hidden} hidden units"
+    if config.network == "dcgan":
+        return f"a Wasserstein GAN with {config.latent} normal latents"
+    networks = {"mlp": "multi-layer perceptrons", "resnet": "residual networks"}[config.network]
+    latents = f"{config.latent} {'normal latents' if config.prior == 'normal' else 'bits'}"
+    prior = f" under an RBM with {config.hidden} hidden units" if config.prior == "rbm" else ""
+    return f"{networks}, between them {latents}{prior}"
+
+
+def evaluation_lines(record: dict[str, Any]) -> list[str]:
+    """The evaluation as a table in Markdown, and how it was made."""
+    evaluation = Evaluation.model_validate(record["evaluation"])
+    log_z = evaluation.log_partition
+    rows: list[tuple[str, Likelihood | None]] = [
+        ("exact log Z" if log_z.method == "exact" else "log Z by AIS", evaluation.likelihood),
+        ("the same with a smaller K", evaluation.likelihood_fewer_samples),
+        ("RAISE", evaluation.likelihood_raise),
+    ]
+    lines = [
+        f"Negative log-likelihood of the {evaluation.split} split ({record.get('images', '?')}), in nats an image:",
+        "",
+        "| | NLL | Monte-Carlo error | over images | bits/dim | images | K |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for title, row in rows:
+        if row is not None:
+            errors = (row.standard_error_monte_carlo, row.standard_error_images)
+            texts = ["?" if error is None or not math.isfinite(error) else f"{error:.3f}" for error in errors]
+            counts = (f"{row.bits_per_dimension:.4f}", f"{row.images:,}", f"{row.samples:,}")
+            cells = (title, f"{row.nll:.3f}", *texts, *counts)
+            lines.append("| " + " | ".join(cells) + " |")
+    if log_z.method == "ais":
+        lines += ["", f"log Z: {log_z.chains:,} chains, {log_z.temperatures:,} temperatures."]
+    if command := record.get("command"):
+        lines += ["", f"Command: `{command}`"]
+    return lines
