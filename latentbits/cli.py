@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 import tyro
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from . import __version__, colour, data, distributed, folders
 from .codes_cli import decode_run, encode_run, inpaint_run, score_run
+from .completion import options_of, options_of_section, script
 from .config import Config
 from .console import UsageError, check_device, check_output, console, lookup, say
 from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
@@ -54,6 +55,10 @@ class TrainOptions:
     device: str = "cpu"
 
 
+NOT_OPTIONS = ("recipe", "sampler", "image", "levels")
+"""The command names the recipe, and the others are for Python."""
+
+
 def _parser_class(section: BaseModel, extra: Sequence[Any] = ()) -> type:
     """A dataclass with a configuration's fields and defaults but without its checks.
 
@@ -62,7 +67,7 @@ def _parser_class(section: BaseModel, extra: Sequence[Any] = ()) -> type:
     fields: list[Any] = []
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
-        if name == "recipe":  # named by the command, not an option
+        if name in NOT_OPTIONS:
             continue
         if isinstance(value, BaseModel):
             inner = _parser_class(value)
@@ -322,12 +327,15 @@ def sample_run(
     temperatures: int = 1,
     seed: int = 0,
     weights: str = "model",
+    gif: bool = False,
+    frames: int = 50,
     out: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Draw images: Gibbs chains from random bits, then the decoder's mean, as a PNG grid.
 
     A model without an RBM has no chains: its latents are drawn exactly, and the chains' settings do not matter.
+    With --gif the chains' whole walk is drawn, from random bits on.
 
     Args:
         run: The run folder.
@@ -337,29 +345,42 @@ def sample_run(
         temperatures: Above 1 the chains are run by parallel tempering at so many, from the base.
         seed: Seed of the chains.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
-        out: The picture; if not given RUN/samples.png, or NAME-samples.png of a pretrained model.
+        gif: Draw the walk as an animated GIF.
+        frames: Of the GIF, the steps between them equal.
+        out: The picture; if not given RUN/samples.png or .gif, or NAME-samples.png or .gif of a pretrained model.
         overwrite: Replace the picture if it exists.
     """
-    from .report import draw, grid, zoom_for
+    from .report import animation, draw, grid, walk, zoom_for
 
     if (run is None) == (pretrained is None):
         raise UsageError("sample: expected a run folder or --pretrained NAME, one of the two")
     if pretrained is not None:
         lookup(pretrained, dict.fromkeys(pretrained_names()), "--pretrained")
     folder = Run.open(run) if run is not None else Run.open(pretrained_path(str(pretrained)))
-    path = out or (folder.path / "samples.png" if run is not None else Path(f"{pretrained}-samples.png"))
+    name = "samples.gif" if gif else "samples.png"
+    path = out or (folder.path / name if run is not None else Path(f"{pretrained}-{name}"))
     check_output(path, overwrite)
     if count < 1 or gibbs_steps < 0:
         raise UsageError(f"--count and --gibbs-steps: expected at least 1 and 0, got {count} and {gibbs_steps}")
     if temperatures < 1:
         raise UsageError(f"--temperatures: expected at least 1, got {temperatures}")
-    images = draw(load(folder.path, weights), count, gibbs_steps, torch.Generator().manual_seed(seed), temperatures)
-    form = data.form_of(folder.config.data)
+    model, form, generator = load(folder.path, weights), data.form_of(folder.config.data), seeded(seed)
     content = io.BytesIO()
-    grid(images, form, zoom=zoom_for(form)).save(content, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if gif:
+        if temperatures > 1 or isinstance(model, WGAN) or not isinstance(getattr(model, "prior", model), RBM):
+            raise UsageError("--gif: is the walk of plain chains, of a model with an RBM; leave out --temperatures")
+        if not 2 <= frames <= gibbs_steps + 1:
+            raise UsageError(f"--frames: expected between 2 and --gibbs-steps + 1, got {frames}")
+        animation(list(walk(model, count, gibbs_steps, frames, generator)), form, content)
+    else:
+        grid(draw(model, count, gibbs_steps, generator, temperatures), form, zoom=zoom_for(form)).save(content, "PNG")
     write_atomically(path, content.getvalue())
     say(f"written: {path}")
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU."""
+    return torch.Generator().manual_seed(seed)
 
 
 def report_run(
@@ -447,36 +468,106 @@ def print_data(data_dir: Path | None = None) -> None:
     say(f"cache: {cache_dir()} (LATENTBITS_CACHE)")
 
 
-def _tyro(function: Callable[..., None], name: str) -> Callable[[Sequence[str]], int]:
-    def command(args: Sequence[str]) -> int:
-        tyro.cli(function, args=list(args), prog=f"latentbits {name}")
-        return 0
+def print_completion(shell: tyro.conf.Positional[Literal["bash", "zsh"]]) -> None:
+    """Print a script by which the shell completes this command's words at Tab.
 
-    return command
+    Args:
+        shell: Yours.
+    """
+    commands = {"train": options_of_section(Config, NOT_OPTIONS) | options_of(TrainOptions, is_positional)}
+    for name, command in COMMANDS.items():
+        if command.function is not None:
+            commands[name] = options_of(command.function, is_positional)
+    models = dict.fromkeys(("encode", "decode", "score", "inpaint"), pretrained_names())
+    first_words = {"train": list(RECIPES), "completion": ["bash", "zsh"], **models}
+    print(script(commands, first_words, shell), end="")
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-    "train": ("train a recipe through its stages, resumably", train_command),
-    "evaluate": ("log-likelihood from both sides, with error bars", _tyro(evaluate_run, "evaluate")),
-    "curve": ("the likelihood of the weights kept along the way", _tyro(curve_run, "curve")),
-    "sample": ("draw images from a run as a PNG grid", _tyro(sample_run, "sample")),
-    "encode": ("binary codes of images", _tyro(encode_run, "encode")),
-    "decode": ("images from codes", _tyro(decode_run, "decode")),
-    "score": ("each image's log-likelihood", _tyro(score_run, "score")),
-    "inpaint": ("keep a part of each image and draw the rest", _tyro(inpaint_run, "inpaint")),
-    "report": ("draw a run: curves, samples, reconstructions", _tyro(report_run, "report")),
-    "export": ("a trained model as a folder to give away", _tyro(export_run, "export")),
-    "recipes": ("list what can be trained", _tyro(print_recipes, "recipes")),
-    "data": ("list data sets and what is present", _tyro(print_data, "data")),
+def is_positional(hint: Any) -> bool:
+    """Whether a parameter's type says that it is no option."""
+    return tyro.conf.Positional[int].__metadata__[0] in getattr(hint, "__metadata__", ())  # type: ignore[attr-defined]
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        summary: In a few words.
+        function: Its arguments are the command's, its docstring their help; None for train, whose options are the
+            recipe's.
+        examples: Of its use, without "latentbits".
+    """
+
+    summary: str
+    function: Callable[..., None] | None
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "train": Command("train a recipe through its stages, resumably", None, ()),
+    "evaluate": Command(
+        "log-likelihood from both sides, with error bars",
+        evaluate_run,
+        ("evaluate runs/digits", "evaluate runs/mnist-mlp --split valid --samples 5000 --images 1000"),
+    ),
+    "curve": Command(
+        "the likelihood of the weights kept along the way",
+        curve_run,
+        ("curve runs/mnist-mlp-best", "curve runs/mnist-mlp-best --split valid --images 2000"),
+    ),
+    "sample": Command(
+        "draw images from a run: a PNG grid, or the chains' walk as a GIF",
+        sample_run,
+        ("sample runs/digits", "sample --pretrained mnist-mlp-best --gif", "sample runs/digits --temperatures 10"),
+    ),
+    "encode": Command(
+        "binary codes of images",
+        encode_run,
+        ("encode mnist-mlp-best PICTURES", "encode runs/digits --split valid --out valid.npz"),
+    ),
+    "decode": Command("images from codes", decode_run, ("decode mnist-mlp-best codes.npz --out decoded",)),
+    "score": Command(
+        "each image's log-likelihood", score_run, ("score mnist-mlp-best PICTURES --invert", "score runs/digits")
+    ),
+    "inpaint": Command(
+        "keep a part of each image and draw the rest",
+        inpaint_run,
+        ("inpaint mnist-mlp-best PICTURES --keep left", "inpaint runs/digits"),
+    ),
+    "report": Command(
+        "draw a run: curves, samples, reconstructions", report_run, ("report runs/digits", "report runs/a runs/b")
+    ),
+    "export": Command(
+        "a trained model as a folder to give away", export_run, ("export runs/digits shared/digits --licence cc0-1.0",)
+    ),
+    "recipes": Command("list what can be trained", print_recipes, ("recipes",)),
+    "data": Command("list data sets and what is present", print_data, ("data", "data --data-dir DIR")),
+    "completion": Command(
+        "words by Tab, for bash or zsh", print_completion, ("completion bash > ~/.latentbits-completion",)
+    ),
 }
+
+
+def run_command(name: str, args: Sequence[str]) -> int:
+    """Run a command, or print its help with examples at the end."""
+    command: Command = lookup(name, COMMANDS, "command")
+    if command.function is None:
+        return train_command(args)
+    try:
+        tyro.cli(command.function, args=list(args), prog=f"latentbits {name}")
+    except SystemExit:
+        if {"-h", "--help"} & set(args):
+            say("\n".join(["examples:", *(f"  latentbits {example}" for example in command.examples)]))
+        raise
+    return 0
 
 
 def print_help() -> None:
     """Say what the commands are."""
     say("latentbits: generative models with binary latent variables and a Boltzmann machine prior\n")
     say("usage: latentbits COMMAND [--help] …\n")
-    for name, (summary, _) in COMMANDS.items():
-        say(f"  {name:10s}{summary}")
+    for name, command in COMMANDS.items():
+        say(f"  {name:12s}{command.summary}")
     say("\n  latentbits train digits\n  latentbits evaluate runs/digits\n  latentbits sample runs/digits")
 
 
@@ -490,8 +581,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"latentbits {__version__}")
         return 0
     try:
-        _, command = lookup(args[0], COMMANDS, "command")
-        return int(command(args[1:]))
+        return run_command(args[0], args[1:])
     except (UsageError, FileError, DataError, TrainingError, OSError) as error:
         for line in str(error).splitlines():
             Console(stderr=True, highlight=False).print(f"error: {line}", soft_wrap=True, markup=False)

@@ -4,9 +4,9 @@ The only module that imports a plotting library.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
@@ -19,8 +19,10 @@ from rich.table import Table
 from torch import Tensor
 
 from .evaluate import IMAGES_AT_ONCE, Evaluation, Likelihood
+from .gibbs import gibbs, random_bits
 from .model import WGAN, GaussianModel, LatentModel, Model
 from .progress import STAGE_TITLES
+from .rbm import RBM
 from .runs import Run, load
 from .splits import Form, Splits
 from .tempering import sample_prior
@@ -228,15 +230,40 @@ def nearest(images: Tensor, x: Tensor) -> Tensor:
     return found
 
 
+def decoded(model: LatentModel | RBM, z: Tensor) -> Tensor:
+    """Means of the pixels (N, D) given bits z (N, M); of an RBM over them, given its hidden units' means."""
+    if isinstance(model, LatentModel):
+        return model.decode(z)
+    with torch.no_grad():
+        return torch.sigmoid(model.visible_logits(torch.sigmoid(model.hidden_logits(z))))
+
+
+def walk(
+    model: LatentModel | RBM, count: int, gibbs_steps: int, frames: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Chains of the prior from random bits on: means of the pixels (count, D), so many times, the steps shared out."""
+    prior = model if isinstance(model, RBM) else model.prior
+    z = random_bits(count, prior, generator)
+    for frame in range(frames):
+        done, until = (gibbs_steps * max(0, number) // (frames - 1) for number in (frame - 1, frame))
+        z = gibbs(prior, z, until - done, generator)
+        yield decoded(model, z)
+
+
+def animation(images: Sequence[Tensor], form: Form, stream: IO[bytes], milliseconds: int = 100) -> None:
+    """Write grids of images, each (N, D), as an animated GIF that repeats, and rests on the last."""
+    sheets = [grid(frame, form, zoom=zoom_for(form)) for frame in images]
+    times = [milliseconds] * (len(sheets) - 1) + [20 * milliseconds]
+    sheets[0].save(stream, "GIF", save_all=True, append_images=sheets[1:], duration=times, loop=0)
+
+
 def draw(model: Model, count: int, gibbs_steps: int, generator: torch.Generator, temperatures: int = 1) -> Tensor:
     """Means of the pixels (count, D) given bits from chains of the prior; see :meth:`LatentModel.sample`."""
     if isinstance(model, WGAN):
         return model.sample(count, generator)
     if isinstance(model, LatentModel):
         return model.sample(count, gibbs_steps, generator, temperatures)
-    z = sample_prior(model, count, gibbs_steps, generator, temperatures)
-    with torch.no_grad():
-        return torch.sigmoid(model.visible_logits(torch.sigmoid(model.hidden_logits(z))))
+    return decoded(model, sample_prior(model, count, gibbs_steps, generator, temperatures))
 
 
 def write_pictures(run: Run, splits: Splits, folder: Path, gibbs_steps: int = 1000) -> list[Path]:

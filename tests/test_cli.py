@@ -1,7 +1,9 @@
 """The command line: the whole way on a tiny run, and every refusal in a line with status 2."""
 
 import json
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -74,6 +76,24 @@ def test_sample_draws_a_grid_and_overwrites_only_if_asked(run, tmp_path, capsys)
     assert path.read_bytes() != content
     assert main([*arguments, "--overwrite", "--temperatures", "0"]) == 2
     assert "--temperatures: expected at least 1, got 0" in capsys.readouterr().err
+
+
+def test_the_walk_is_a_gif_from_noise_to_samples(run, tmp_path, capsys):
+    path = tmp_path / "walk.gif"
+    arguments = ["sample", str(run), "--gif", "--count", "20", "--gibbs-steps", "40", "--out", str(path)]
+    assert main([*arguments, "--frames", "5"]) == 0
+    with Image.open(path) as picture:
+        assert picture.n_frames == 5
+        frames = []
+        for number in range(5):
+            picture.seek(number)
+            frames.append(np.asarray(picture.convert("L"), float))
+    assert all(np.abs(one - other).max() > 0 for one, other in pairwise(frames))
+    assert main([*arguments, "--overwrite", "--frames", "42"]) == 2
+    assert main([*arguments, "--overwrite", "--temperatures", "2"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "--frames: expected between 2 and" in lines[0]
+    assert "--gif: is the walk of plain chains" in lines[1]
 
 
 def test_report_draws_every_stage(run, capsys):

@@ -1,0 +1,80 @@
+"""Completion of the command line by Tab: a script for the shell, in which all words stand.
+
+The script names commands, recipes, options and their choices; it starts no Python, so that Tab answers at once.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+
+from pydantic import BaseModel
+
+BASH = """_latentbits() {{
+  local word="${{COMP_WORDS[COMP_CWORD]}}" last="${{COMP_WORDS[COMP_CWORD-1]}}" words=""
+  if [ "$COMP_CWORD" = 1 ]; then
+    words="{commands}"
+  else
+    case "${{COMP_WORDS[1]}} $last" in
+{choices}
+      *) case "${{COMP_WORDS[1]}}" in
+{options}
+      esac ;;
+    esac
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+}}
+complete -o default -F _latentbits latentbits
+"""
+ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
+
+Options = dict[str, list[str]]
+
+
+def dashed(name: str) -> str:
+    """An option as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def choices_of(annotation: object) -> list[str]:
+    """The words that a value can be on a command line, if they can be listed."""
+    if typing.get_origin(annotation) is not typing.Literal:
+        return []
+    return [str(word) for word in typing.get_args(annotation) if word != "given"]  # which is for Python
+
+
+def options_of(function: Callable[..., object], positional: Callable[[object], bool]) -> Options:
+    """A command's options and their choices, by its signature."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    names = [name for name in inspect.signature(function).parameters if not positional(hints[name])]
+    return {dashed(name): choices_of(hints[name]) for name in names}
+
+
+def options_of_section(section: type[BaseModel], leave_out: tuple[str, ...], prefix: str = "") -> Options:
+    """A configuration's options and their choices, those of its sections with the section's name before them."""
+    options: Options = {}
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            options |= options_of_section(kind, leave_out, f"{prefix}{name}.")
+        elif name not in leave_out:
+            options[dashed(prefix + name)] = choices_of(kind)
+    return options
+
+
+def script(commands: Mapping[str, Options], first_words: Mapping[str, list[str]], shell: str) -> str:
+    """The script.
+
+    Arguments:
+        commands: Each command's options, and their choices.
+        first_words: What can stand behind a command besides options, such as recipes.
+        shell: "bash" or "zsh".
+    """
+    choices, options = [], []
+    for command, found in commands.items():
+        for option, words in found.items():
+            if words:
+                choices.append(f'      "{command} {option}") words="{" ".join(words)}" ;;')
+        words = [*first_words.get(command, []), *found, "--help"]
+        options.append(f'        {command}) words="{" ".join(words)}" ;;')
+    bash = BASH.format(commands=" ".join(commands), choices="\n".join(choices), options="\n".join(options))
+    return (ZSH if shell == "zsh" else "") + bash
