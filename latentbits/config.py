@@ -14,8 +14,19 @@ COLOUR = ("cifar10", "imagenet64", "natural64", "images")
 """Data sets whose pixels have 256 levels."""
 
 
+MOST = 2**31 - 1
+"""Whole numbers up to this; beyond it they overflow somewhere."""
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _numbers_are_not_enormous(self) -> "Section":
+        for name, value in self:
+            if any(isinstance(part, int) and part > MOST for part in (value if isinstance(value, tuple) else (value,))):
+                raise ValueError(f"{name}: expected up to {MOST:,}, got {value}")
+        return self
 
 
 class DataConfig(Section):
@@ -48,12 +59,16 @@ class ModelConfig(Section):
         "itself; given: a model of one's own, in Python",
     )
     layers: tuple[int, ...] = Field(
-        (200, 200, 100, 100), description="hidden layers of an mlp's encoder; the decoder mirrors them"
+        (200, 200, 100, 100),
+        max_length=100,
+        description="hidden layers of an mlp's encoder; the decoder mirrors them",
     )
     maps: tuple[int, ...] = Field(
-        (25, 50, 50), description="feature maps of a resnet's blocks, or a critic's layers; the decoder mirrors them"
+        (25, 50, 50),
+        max_length=100,
+        description="feature maps of a resnet's blocks, or a critic's layers; the decoder mirrors them",
     )
-    repeats: int = Field(2, ge=1, description="how often each block of a resnet stands")
+    repeats: int = Field(2, ge=1, le=100, description="how often each block of a resnet stands")
     fully_connected: bool = Field(True, description="whether a linear layer joins a resnet's blocks and the latents")
     components: int = Field(10, ge=1, description="logistics in a pixel's mixture, for images of 256 levels")
     norm: Literal["weight", "batch", "none"] = Field("weight", description="normalization in a resnet")
@@ -119,7 +134,9 @@ class AutoencoderConfig(Augmentation):
         "printed, noise U(-0.5, 0.5) and no scale",
     )
     scales: tuple[float, ...] = Field(
-        (1.0, 1.5, 2.0, 3.0, 4.0), description="candidates for the logits' scale, chosen on validation data"
+        (1.0, 1.5, 2.0, 3.0, 4.0),
+        max_length=100,
+        description="candidates for the logits' scale, chosen on validation data",
     )
 
     @model_validator(mode="after")

@@ -97,6 +97,10 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
         shrink(model, config.weight_decay * factor)
         if state.average is not None:
             state.average.update_parameters(model)
+        # the relaxed objective has the data's free energy, less their entropy, in the encoder's loss
+        session.watch_gap(
+            prior, losses.prior.detach() + (losses.encoder.detach() if config.objective == "relaxed" else 0)
+        )
         session.record(
             bound=losses.bound,
             decoder_loss=losses.decoder.detach(),

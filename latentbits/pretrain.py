@@ -191,4 +191,6 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
                 z_first = draw(splits.train[distributed.share(first)])
                 state.chains = Chains.begin(prior, z_first, config.temperatures, state.generator)
             z_negative = state.chains.advance(prior, config.pcd_steps, state.generator, session.parts.sampler)
-        session.record(free_energy_gap=contrastive_step(prior, optimizer, z, z_negative))
+        gap = contrastive_step(prior, optimizer, z, z_negative)
+        session.watch_gap(prior, gap)
+        session.record(free_energy_gap=gap)

@@ -23,10 +23,11 @@ from .fused import fork
 from .model import LatentModel, Model
 from .objectives import SignalFunction
 from .progress import STAGE_TITLES, Display
-from .rbm import RBM, BernoulliPrior, NormalPrior
+from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .runs import STAGES, Run, RunError
 from .splits import Splits
 from .tempering import Chains, Sampler
+from .watch import most_gap, stuck
 
 STEPS_BETWEEN_CHECKS = 50
 _STREAMS = {"autoencoder": 0, "rbm": 1, "joint": 2, "warm_start": 3_000_000_017, "adversarial": 4_000_000_007}
@@ -235,6 +236,9 @@ class Session:
         self.stop = False
         self.is_first = distributed.world().is_first
         self.origin = origin(config, splits)
+        self._gap, self._most_gap = 0.0, math.inf
+        self._looked_at: tuple[str, Tensor] | None = None
+        self._told_of: set[str] = set()
         self._last_save = self._last_tick = time.monotonic()
 
     def batches(
@@ -261,7 +265,7 @@ class Session:
             state.step += 1
             self.display.advance(state.step)
             if state.step % STEPS_BETWEEN_CHECKS == 0 or i + 1 == per_epoch:
-                self._check_finite()
+                self._check()
             if i + 1 == per_epoch:
                 self._end_epoch(epoch + 1, per_epoch, at_epoch_end)
             self._checkpoint_if_due()
@@ -271,12 +275,19 @@ class Session:
         for name, value in values.items():
             self.state.totals[name] = self.state.totals.get(name, 0.0) + float(value)
 
+    def watch_gap(self, prior: Prior, gap: Tensor) -> None:
+        """Note a step's free energy of data minus that of chains, a scalar, by which an explosion is noticed."""
+        if isinstance(prior, RBM | BernoulliPrior):
+            self._gap, self._most_gap = max(self._gap, abs(float(gap))), most_gap(prior.visible)
+
     def _end_epoch(self, epoch: int, per_epoch: int, at_epoch_end: Callable[[int], Mapping[str, float | None]]) -> None:
         state = self.state
         self._tick()
         row: dict[str, Any] = {"stage": state.stage, "epoch": epoch, "step": state.step}
         row |= {name: total / per_epoch for name, total in state.mean_totals().items()}
         row |= dict(at_epoch_end(epoch))
+        self._refuse([name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)])
+        self._look_at_chains()
         self._tick()
         row["seconds"] = round(state.seconds, 3)
         state.totals, state.rows = {}, state.rows + 1
@@ -303,19 +314,49 @@ class Session:
         self.state.seconds += now - self._last_tick
         self._last_tick = now
 
-    def _check_finite(self) -> None:
+    def _check(self) -> None:
+        """Refuse to go on with what is not finite, or with a prior that has exploded."""
         bad = [name for name, total in self.state.totals.items() if not math.isfinite(total)]
-        bad += [name for name, p in self.state.model.named_parameters() if not p.isfinite().all()]
-        if bad:
+        self._refuse(bad + [name for name, p in self.state.model.named_parameters() if not p.isfinite().all()])
+        if self._gap > self._most_gap:
             raise TrainingError(
-                f"{self.run.path}: {', '.join(bad[:3])} not finite in stage {self.state.stage}, step "
-                f"{self.state.step}; the last good checkpoint is kept. Lower the learning rates, of the RBM first, in "
-                "a new run"
+                f"{self._where()}: the prior exploded: the free energies of data and chains came {self._gap:,.0f} nats "
+                f"apart, expected up to {self._most_gap:,.0f}; the last good checkpoint is kept. Lower the prior's "
+                "learning rate in a new run"
+            )
+        self._gap = 0.0
+
+    def _refuse(self, not_finite: list[str]) -> None:
+        if not_finite:
+            raise TrainingError(
+                f"{self._where()}: {', '.join(not_finite[:3])} not finite; the last good checkpoint is kept. Lower the "
+                "learning rates, of the RBM first, in a new run"
+            )
+
+    def _where(self) -> str:
+        return f"{self.run.path}, stage {self.state.stage}, step {self.state.step}"
+
+    def _look_at_chains(self) -> None:
+        """Say once in a stage that its persistent chains are stuck."""
+        state, model = self.state, self.state.evaluated
+        prior = model if isinstance(model, RBM) else model.prior
+        if state.chains is None or not isinstance(prior, RBM):
+            return
+        z = state.chains.bits
+        before = self._looked_at[1] if self._looked_at is not None and self._looked_at[0] == state.stage else None
+        self._looked_at = state.stage, z.clone()
+        problem = stuck(z, before, None if prior.base_bias is None else prior.base_bias.sigmoid())
+        if problem and state.stage not in self._told_of:
+            self._told_of.add(state.stage)
+            section = state.stage.replace("_", "-")
+            self.display.note(
+                f"warning: {problem}. Training goes on; a lower learning rate of the prior or --{section}.temperatures "
+                "10 can help, in a new run"
             )
 
     def checkpoint(self) -> None:
         """Write a checkpoint now."""
-        self._check_finite()
+        self._check()
         self._tick()
         self.state.save(self.run, self.origin)
         self._last_save = time.monotonic()

@@ -272,6 +272,11 @@ class Chains:
             return cls(z)
         return cls(z[:, None].repeat(1, temperatures, 1), Tempering.place(prior, temperatures, generator))
 
+    @property
+    def bits(self) -> Tensor:
+        """The model's bits, with shape (N, M)."""
+        return self.z if self.tempering is None else self.z[:, -1]
+
     def advance(
         self, prior: Prior, steps: int, generator: torch.Generator | None, sampler: Sampler | None = None
     ) -> Tensor:
