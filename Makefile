@@ -4,14 +4,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-mutants bench clean
+.PHONY: install demo test lint format docs test-mutants bench clean
 
 install: .venv/installed
 
 # One pip command with the constraints file: a bare range could bring a CUDA build of several GB.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 demo: install
@@ -29,6 +29,11 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation as a site in site/, of local parts only; a broken link or reference fails. While writing,
+# `.venv/bin/mkdocs serve` shows it at once.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # Changes the maths one token at a time and runs the tests against each change; lists what no test noticed.
 test-mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run > mutants.log
@@ -41,4 +46,4 @@ bench: install
 	$(BIN)/python benchmarks/bench.py $(if $(DATA),--data-dir $(DATA))
 
 clean:
-	rm -rf .venv mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv site mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -471,6 +471,8 @@ def print_data(data_dir: Path | None = None) -> None:
 def print_completion(shell: tyro.conf.Positional[Literal["bash", "zsh"]]) -> None:
     """Print a script by which the shell completes this command's words at Tab.
 
+    In ~/.bashrc: eval "$(latentbits completion bash)"
+
     Args:
         shell: Yours.
     """
@@ -542,9 +544,7 @@ COMMANDS = {
     ),
     "recipes": Command("list what can be trained", print_recipes, ("recipes",)),
     "data": Command("list data sets and what is present", print_data, ("data", "data --data-dir DIR")),
-    "completion": Command(
-        "words by Tab, for bash or zsh", print_completion, ("completion bash > ~/.latentbits-completion",)
-    ),
+    "completion": Command("words by Tab, for bash or zsh", print_completion, ("completion bash", "completion zsh")),
 }
 
 

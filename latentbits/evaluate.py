@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from . import distributed
@@ -43,49 +43,88 @@ class Frozen(BaseModel):
 
 
 class LogPartition(Frozen):
-    """log Z of the prior, in nats."""
+    """log Z of the prior, in nats.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Over chains; 0 if exact, none for a single chain.
+        method: Enumerated, or by AIS.
+        chains: Of AIS, as what follows.
+        temperatures: Number of transitions.
+        schedule: How they were placed: adaptive or linear.
+        effective_sample_size: Of the chains' weights.
+    """
 
     value: float
-    standard_error: float | None = Field(description="over chains; 0 if exact, none for a single chain")
+    standard_error: float | None
     method: Literal["exact", "ais"]
     chains: int = 0
     temperatures: int = 0
     schedule: str = ""
-    effective_sample_size: float = Field(0.0, description="of the chains' weights")
+    effective_sample_size: float = 0.0
 
 
 class Likelihood(Frozen):
-    """Mean negative log-likelihood of a split, in nats for each image."""
+    """Mean negative log-likelihood of a split, in nats for each image.
+
+    Attributes:
+        nll: The mean.
+        standard_error_images: Over images: how it would vary with another test set.
+        standard_error_monte_carlo: For this test set: posterior samples and chains.
+        bits_per_dimension: The mean over D ln 2.
+        images: Number of images.
+        samples: K; 0 where nothing is summed out by sampling.
+        effective_sample_size: Of the posterior samples' weights, mean over images.
+    """
 
     nll: float
-    standard_error_images: float | None = Field(description="over images: how it would vary with another test set")
-    standard_error_monte_carlo: float | None = Field(description="for this test set: posterior samples and chains")
+    standard_error_images: float | None
+    standard_error_monte_carlo: float | None
     bits_per_dimension: float
     images: int
-    samples: int = Field(description="K; 0 where nothing is summed out by sampling")
-    effective_sample_size: float = Field(0.0, description="of the posterior samples' weights, mean over images")
+    samples: int
+    effective_sample_size: float = 0.0
 
 
 class RaiseLikelihood(Likelihood):
-    """The same from the other side."""
+    """The same from the other side.
 
-    resampled: int = Field(description="m, posterior samples with an annealing chain of their own")
-    resampled_effective_sample_size: float = Field(0.0, description="of the m chains, mean over images")
+    Attributes:
+        resampled: m, posterior samples with an annealing chain of their own.
+        resampled_effective_sample_size: Of the m chains, mean over images.
+        temperatures: Number of transitions.
+        schedule: How they were placed: adaptive or linear.
+        difference: This NLL minus the one with ``log_partition`` on the same images.
+        difference_standard_error: Over images and resampled chains, and log Z's own.
+    """
+
+    resampled: int
+    resampled_effective_sample_size: float = 0.0
     temperatures: int
     schedule: str = ""
-    difference: float = Field(description="this NLL minus the one with `log_partition` on the same images")
-    difference_standard_error: float | None = Field(description="over images and resampled chains, and log Z's own")
+    difference: float
+    difference_standard_error: float | None
 
 
 class Evaluation(Frozen):
-    """What `evaluation.json` holds."""
+    """What ``evaluation.json`` holds.
+
+    Attributes:
+        split: Name of the data.
+        dimensions: D.
+        log_partition: Exact where it can be, else by AIS.
+        log_partition_ais: Beside an exact one, where AIS was run too.
+        likelihood: The bound L_K, or of an RBM over the data the likelihood itself.
+        likelihood_fewer_samples: The same bound with K / 10.
+        likelihood_raise: From the other side, where RAISE was run.
+    """
 
     split: str
     dimensions: int
     log_partition: LogPartition
-    log_partition_ais: LogPartition | None = Field(None, description="beside an exact one, where AIS was run too")
+    log_partition_ais: LogPartition | None = None
     likelihood: Likelihood
-    likelihood_fewer_samples: Likelihood | None = Field(None, description="the same bound with K / 10")
+    likelihood_fewer_samples: Likelihood | None = None
     likelihood_raise: RaiseLikelihood | None = None
 
 
