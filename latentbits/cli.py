@@ -21,11 +21,11 @@ from . import __version__, colour, data, distributed, folders
 from .codes_cli import decode_run, encode_run, inpaint_run, score_run
 from .completion import options_of, options_of_section, script
 from .config import Config
-from .console import UsageError, check_device, check_output, console, lookup, say
+from .console import UsageError, check_device, check_numbers, check_output, check_writable, console, lookup, say
 from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
-from .files import FileError, write_atomically
+from .files import FileError, read_text, write_atomically
 from .model import WGAN, LatentModel
-from .progress import Display
+from .progress import Display, printable
 from .rbm import RBM
 from .recipes import RECIPES, my_images
 from .records import evaluation_record, keep_evaluation
@@ -125,7 +125,7 @@ def for_my_images(args: Sequence[str]) -> tuple[Sequence[str], Config]:
     sizes = [value for word, value in pairwise(given) if word == "--data.size"]
     if not places:
         raise UsageError("my-images: name a folder, .tar or .zip of pictures with --data images:PLACE")
-    if sizes and not sizes[-1].isdecimal():
+    if sizes and not (sizes[-1].isdecimal() and len(sizes[-1]) < 10):
         raise UsageError(f"--data.size: expected a number of pixels, got {sizes[-1]}")
     found = folders.describe(Path(places[-1]))
     try:
@@ -219,8 +219,10 @@ def evaluate_run(
 
     counts = Counts(samples, chains, temperatures, raise_images, raise_resampled, raise_temperatures)
     check_options(counts, images)
+    check_numbers({}, seed)
     folder = Run.open(run)
     check_output(out, overwrite)
+    check_writable(folder.path, "run")
     check_device(device)
     with distributed.processes(device):
         is_first = distributed.world().is_first
@@ -228,7 +230,7 @@ def evaluate_run(
         if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
             raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
         splits = data.load(folder.config.data, data_dir)
-        x, unfinished = getattr(splits, split), folder.path / "unfinished-evaluation"
+        x, unfinished = getattr(splits, split), folder.inner("unfinished-evaluation")
         started = time.monotonic()
         with Display(quiet=not is_first) as display:
             generator = torch.Generator(device).manual_seed(seed)
@@ -288,9 +290,9 @@ def curve_run(
     """
     counts = Counts(samples, chains, temperatures, raise_images=0)
     check_options(counts, images)
-    if chains < 1:
-        raise UsageError(f"--chains: expected at least 1, got {chains}")
+    check_numbers({"chains": (chains, 1)}, seed)
     folder = Run.open(run)
+    check_writable(folder.path, "run")
     check_device(device)
     if not folder.kept():
         raise UsageError(f"{folder.path}: keeps no weights along the way; train with --validation.keep EPOCHS")
@@ -360,17 +362,15 @@ def sample_run(
     name = "samples.gif" if gif else "samples.png"
     path = out or (folder.path / name if run is not None else Path(f"{pretrained}-{name}"))
     check_output(path, overwrite)
-    if count < 1 or gibbs_steps < 0:
-        raise UsageError(f"--count and --gibbs-steps: expected at least 1 and 0, got {count} and {gibbs_steps}")
-    if temperatures < 1:
-        raise UsageError(f"--temperatures: expected at least 1, got {temperatures}")
+    counted = {"count": (count, 1), "gibbs-steps": (gibbs_steps, 0), "temperatures": (temperatures, 1)}
+    check_numbers({**counted, "frames": (frames, 2)}, seed)
     model, form, generator = load(folder.path, weights), data.form_of(folder.config.data), seeded(seed)
     content = io.BytesIO()
     if gif:
         if temperatures > 1 or isinstance(model, WGAN) or not isinstance(getattr(model, "prior", model), RBM):
             raise UsageError("--gif: is the walk of plain chains, of a model with an RBM; leave out --temperatures")
-        if not 2 <= frames <= gibbs_steps + 1:
-            raise UsageError(f"--frames: expected between 2 and --gibbs-steps + 1, got {frames}")
+        if frames > gibbs_steps + 1:
+            raise UsageError(f"--frames: expected at most --gibbs-steps + 1 = {gibbs_steps + 1}, got {frames}")
         animation(list(walk(model, count, gibbs_steps, frames, generator)), form, content)
     else:
         grid(draw(model, count, gibbs_steps, generator, temperatures), form, zoom=zoom_for(form)).save(content, "PNG")
@@ -402,18 +402,22 @@ def report_run(
     """
     from .report import evaluation_table, write_comparison, write_pictures
 
+    check_numbers({"gibbs-steps": (gibbs_steps, 0)})
     folder = Run.open(run)
+    drawn = folder.inner("report")
+    check_writable(folder.path, "run")
     splits = data.load(folder.config.data, data_dir)
-    paths = write_pictures(folder, splits, folder.path / "report", gibbs_steps)
-    paths += write_comparison([folder, *(Run.open(other) for other in others)], folder.path / "report")
+    paths = write_pictures(folder, splits, drawn, gibbs_steps)
+    paths += write_comparison([folder, *(Run.open(other) for other in others)], drawn)
     if (folder.path / "evaluation.json").is_file():
         try:
-            record = json.loads((folder.path / "evaluation.json").read_text())
+            record = json.loads(read_text(folder.path / "evaluation.json"))
             table = evaluation_table(Evaluation.model_validate(record["evaluation"]))
-        except (ValueError, KeyError) as error:
+            source = f"{record['command']}: {record['images']} images, weights {record['weights']}"
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(f"{folder.path / 'evaluation.json'}: damaged; evaluate again to replace it") from error
         console.print(table)
-        say(f"{record['command']}: {record['images']} images, weights {record['weights']}")
+        say(source)
     for path in paths:
         say(f"written: {path}")
 
@@ -571,6 +575,13 @@ def print_help() -> None:
     say("\n  latentbits train digits\n  latentbits evaluate runs/digits\n  latentbits sample runs/digits")
 
 
+def refuse(reasons: str) -> int:
+    """Print a line for each reason, and return the status of what cannot be done."""
+    for line in reasons.splitlines():
+        Console(stderr=True, highlight=False).print(f"error: {printable(line)}", soft_wrap=True, markup=False)
+    return 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did its work, 2 if it was asked something it cannot do."""
     args = sys.argv[1:] if argv is None else list(argv)
@@ -583,9 +594,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run_command(args[0], args[1:])
     except (UsageError, FileError, DataError, TrainingError, OSError) as error:
-        for line in str(error).splitlines():
-            Console(stderr=True, highlight=False).print(f"error: {line}", soft_wrap=True, markup=False)
-        return 2
+        return refuse(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or "no more is to be had"
+        return refuse(f"memory does not suffice ({reason}); ask for fewer or smaller things at once")
     except KeyboardInterrupt:
         return 130
 

@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from .files import FileError, write_atomically
 from .folders import read_pictures, warn_of
 from .splits import Form
 
-MOST_BYTES = 4 * 2**30
+MOST_BYTES = 2**30
 
 
 class CodesError(FileError):
@@ -46,21 +45,26 @@ def load_codes(path: Path) -> Codes:
     """Read codes from an npz file; nothing in it is unpickled.
 
     Raises:
-        CodesError: If it is missing, damaged, or no file of codes.
+        CodesError: If it is missing, damaged, no file of codes, or of more than ``MOST_BYTES`` in memory.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(info.file_size for info in archive.infolist())
-        names, z = ([], np.empty((0, 0))) if size > MOST_BYTES else _arrays(path)
+            _check_size(path, sum(info.file_size for info in archive.infolist()))
+        names, z = _arrays(path)
+    except CodesError:
+        raise
     except FileNotFoundError as error:
         raise CodesError(f"{path}: not found; `latentbits encode` writes such a file") from error
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+    except Exception as error:  # zipfile, numpy and what unpacks for them raise many kinds
         raise CodesError(f"{path}: expected codes from `latentbits encode`, found another or a damaged file") from error
-    if size > MOST_BYTES:
-        raise CodesError(f"{path}: expected codes of up to {MOST_BYTES:,} bytes, found {size:,}")
     if z.ndim != 2 or len(z) != len(names) or not np.isfinite(z).all():
         raise CodesError(f"{path}: expected finite codes and a name for each, found {z.shape} and {len(names)} names")
     return Codes(torch.from_numpy(z), names)
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > MOST_BYTES:
+        raise CodesError(f"{path}: expected codes of up to {MOST_BYTES:,} bytes, found {size:,}; split the images up")
 
 
 def _arrays(path: Path) -> tuple[list[str], np.ndarray]:
@@ -68,7 +72,9 @@ def _arrays(path: Path) -> tuple[list[str], np.ndarray]:
         names = [str(name) for name in file["names"]]
         if "latents" in file:
             return names, np.asarray(file["latents"], np.float32)
-        return names, np.unpackbits(file["bits"], axis=1, count=int(file["count"])).astype(np.float32)
+        bits, count = file["bits"], int(file["count"])
+        _check_size(path, len(bits) * max(count, 8 * bits.shape[1]) * 4)  # a float32 for each
+        return names, np.unpackbits(bits, axis=1, count=count).astype(np.float32)
 
 
 def read_images(path: Path, form: Form, invert: bool = False) -> Codes:

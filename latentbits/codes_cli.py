@@ -14,9 +14,10 @@ from torch import Tensor
 
 from . import data
 from .codes import Codes, load_codes, read_images, save_codes
-from .console import UsageError, check_output, lookup, say
+from .console import UsageError, check_numbers, check_output, check_writable, lookup, say
 from .evaluate import log_partition
 from .files import write_atomically
+from .folders import opened
 from .model import GaussianModel, LatentModel
 from .progress import Display
 from .runs import Run, load, pretrained_names, pretrained_path
@@ -100,6 +101,7 @@ def decode_run(
     folder = find_run(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out: expected a new or an empty folder, got {out}")
+    check_writable(out, "--out")
     model, form = latent_model(folder, weights), data.form_of(folder.config.data)
     found = load_codes(codes)
     if found.z.shape[1] != model.prior.visible:
@@ -109,7 +111,9 @@ def decode_run(
         for i, image in enumerate(model.decode(part)):
             number = first * IMAGES_AT_ONCE + i
             name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(found.names[number]).stem)[:100]
-            picture(image, form).save(out / f"{number:06}-{name}.png")
+            content = io.BytesIO()
+            picture(image, form).save(content, "PNG")
+            write_atomically(out / f"{number:06}-{name}.png", content.getvalue())
     say(f"written: {out}, {len(found.z):,} pictures")
 
 
@@ -149,11 +153,7 @@ def score_run(
         data_dir: Folder with the data set's published files.
         overwrite: Replace the file if it exists.
     """
-    if samples < 2 or chains < 2 or temperatures < 1:
-        raise UsageError(
-            "--samples, --chains and --temperatures: expected at least 2, 2 and 1, got "
-            f"{samples}, {chains} and {temperatures}"
-        )
+    check_numbers({"samples": (samples, 2), "chains": (chains, 2), "temperatures": (temperatures, 1)}, seed)
     check_output(out, overwrite)
     folder = find_run(run)
     model = latent_model(folder, weights)
@@ -175,7 +175,7 @@ def score_run(
     writer.writerow(["name", "log_likelihood_nats", "standard_error", "bits_per_dimension"])
     for value, error, name in rows:
         writer.writerow([name, f"{value:.4f}", f"{error:.4f}", f"{-value / (form.dimensions * np.log(2)):.5f}"])
-    write_atomically(out, content.getvalue().encode())
+    write_atomically(out, content.getvalue().encode(errors="surrogateescape"))  # a name need not be UTF-8
     for value, error, name in rows[:5]:
         say(f"least likely: {name}, {value:.2f} ± {error:.2f} nats")
     common = "exact" if log_z.method == "exact" else f"± {log_z.standard_error or float('nan'):.3f}, common to all"
@@ -220,11 +220,7 @@ def inpaint_run(
     """
     from .report import grid, zoom_for
 
-    if min(count, draws, steps) < 1 or samples < 2:
-        raise UsageError(
-            "--count, --draws, --steps and --samples: expected at least 1, 1, 1 and 2, got "
-            f"{count}, {draws}, {steps} and {samples}"
-        )
+    check_numbers({"count": (count, 1), "draws": (draws, 1), "steps": (steps, 1), "samples": (samples, 2)}, seed)
     check_output(out, overwrite)
     folder = find_run(run)
     model = latent_model(folder, weights)
@@ -252,11 +248,11 @@ def kept_pixels(form: Form, keep: str, mask: Path | None) -> Tensor:
         }  # fmt: skip
         return halves[keep].expand(channels, height, width).reshape(-1)
     try:
-        with Image.open(mask, formats=("PNG", "JPEG")) as opened:
-            if opened.size != (width, height):
-                raise UsageError(f"--mask: expected {width}x{height} pixels, got {opened.width}x{opened.height}")
-            light = torch.from_numpy(np.asarray(opened.convert("L")) >= 128)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with opened(mask) as picture:
+            if picture.size != (width, height):
+                raise UsageError(f"--mask: expected {width}x{height} pixels, got {picture.width}x{picture.height}")
+            light = torch.from_numpy(np.asarray(picture.convert("L")) >= 128)
+    except Exception as error:  # a decoder may raise anything
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"--mask: expected a PNG or JPEG picture, got {mask} ({error})") from error

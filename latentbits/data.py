@@ -21,7 +21,7 @@ import numpy as np
 from .colour import CIFAR10_FORM, IMAGENET64_FORM, cifar10, imagenet64
 from .config import DataConfig
 from .folders import images, natural64, square_form
-from .splits import DataError, Form, Splits, cache_dir, download, make_splits, read_cached, write_cached
+from .splits import DataError, Form, Splits, cache_dir, download, make_splits, read_cached, read_file, write_cached
 
 
 class AmatFile(NamedTuple):
@@ -144,10 +144,7 @@ def _find_or_download(file: AmatFile, data_dir: Path | None) -> Path:
 
 def _load_amat(path: Path, file: AmatFile) -> np.ndarray:
     """Bits (rows, D), uint8, from the file or from the packed copy of a file with the same content."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    content = read_file(path, file.size + 1)
     digest = hashlib.sha256(content).hexdigest()
     packed = cache_dir() / f"{file.name}.{digest[:32]}.npy"
     shape = (file.rows, _MNIST_DIMENSIONS // 8)

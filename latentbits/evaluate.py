@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import distributed
 from .anneal import AISEstimate, Progress, adaptive_schedule, ais, raise_log_prob
-from .config import ValidationConfig
+from .config import MOST, ValidationConfig
 from .files import Unfinished, fingerprint
 from .fused import draw_key, fork
 from .model import ImportanceSums, LatentModel
@@ -162,9 +162,9 @@ def check_counts(counts: Counts, images: int) -> None:
         "raise_resampled": 1,
     }
     problems = [
-        f"{name}: expected at least {bound}, got {getattr(counts, name)}"
+        f"{name}: expected {f'at least {bound}' if value < bound else f'up to {MOST:,}'}, got {value}"
         for name, bound in {**least, "raise_temperatures": 0}.items()
-        if getattr(counts, name) < bound
+        if not bound <= (value := getattr(counts, name)) <= MOST
     ]
     if images < 1:
         problems.append("images: expected at least 1, got none")

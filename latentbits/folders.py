@@ -10,26 +10,24 @@ cannot be read, is truncated, or has more pixels than ``MOST_PIXELS`` is skipped
 import contextlib
 import hashlib
 import io
+import os
 import tarfile
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from .progress import printable
 from .splits import DataError, Form, Splits, make_splits
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 MOST_PIXELS = 50_000_000
-UNREADABLE = (
-    UnidentifiedImageError, OSError, ValueError, SyntaxError,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
 MOST_BYTES = 100_000_000
+MOST_HEADER = 1_000_000
 NATURAL64_VALIDATION = 1000
 
 
@@ -63,7 +61,7 @@ def read_pictures(path: Path, form: Form, refuse: bool = False) -> Pictures:
     for name, content in _files(path):
         try:
             found[name] = _fitted(content, form)
-        except UNREADABLE as error:
+        except Exception as error:  # a decoder may raise anything
             if refuse:
                 raise DataError(
                     f"{path}: {name} is no whole picture ({error}); remove it, or use --data.damaged skip"
@@ -92,7 +90,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                         with archive.open(info) as content:
                             yield info.filename, content.read(MOST_BYTES)  # no more, whatever the entry claims
         else:
-            with tarfile.open(path, "r|*") as archive:
+            with tarfile.open(path, "r|*", tarinfo=_Member) as archive:
                 for member in archive:
                     is_picture = member.isreg() and member.name.lower().endswith(ENDINGS)  # links are passed over
                     file = archive.extractfile(member) if is_picture else None
@@ -100,21 +98,49 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                         yield member.name, file.read(MOST_BYTES)
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a folder, a .tar or a .zip of pictures, found nothing there") from error
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-        # zipfile raises RuntimeError for encrypted entries, and its NotImplementedError for unknown compression
+    except Exception as error:  # tarfile, zipfile and what unpacks for them raise many kinds
         raise DataError(
             f"{path}: expected a folder, a .tar or a .zip of pictures, found a damaged one ({error})"
         ) from error
 
 
-def _fitted(content: bytes, form: Form) -> np.ndarray:
-    """A picture as (D,) levels, channel by channel."""
+class _Member(tarfile.TarInfo):
+    """Refuses what tarfile would read into memory however long it is: headers, and the maps of sparse files."""
+
+    @classmethod
+    def frombuf(cls, *arguments: Any) -> "_Member":
+        member = super().frombuf(*arguments)
+        headers = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+        if member.type in (*headers, tarfile.SOLARIS_XHDTYPE) and member.size > MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse file")
+        return member
+
+    def _proc_gnusparse_10(self, *arguments: Any) -> None:
+        raise tarfile.ReadError("a sparse file")
+
+
+@contextlib.contextmanager
+def opened(file: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """A PNG or JPEG picture that is not unpacked yet.
+
+    Raises:
+        ValueError: If it has more pixels than ``MOST_PIXELS``.
+        Exception: Of many kinds, if it is no such picture.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
+        warnings.simplefilter("ignore")  # of damage, which shows by itself, and of many pixels
+        with Image.open(file, formats=("PNG", "JPEG")) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MOST_PIXELS:,}")
-            upright = ImageOps.exif_transpose(picture).convert("RGB" if form.channels == 3 else "L")
+            yield picture
+
+
+def _fitted(content: bytes, form: Form) -> np.ndarray:
+    """A picture as (D,) levels, channel by channel."""
+    with opened(io.BytesIO(content)) as picture:
+        upright = ImageOps.exif_transpose(picture).convert("RGB" if form.channels == 3 else "L")
     fitted = np.asarray(ImageOps.fit(upright, (form.width, form.height), Image.Resampling.LANCZOS))
     levels = fitted if form.levels == 256 else (fitted >= 128).astype(np.uint8)
     return np.atleast_3d(levels).transpose(2, 0, 1).reshape(-1)
@@ -157,7 +183,7 @@ def describe(path: Path, most: int = 200) -> Description:
         files += 1
         if opened == most:
             continue
-        with contextlib.suppress(*UNREADABLE):
+        with contextlib.suppress(Exception):
             planes = _fitted(content, form).reshape(3, -1).astype(np.int16)
             spread = planes.max(0) - planes.min(0)
             light = planes.mean(0)
@@ -179,7 +205,7 @@ def images(path: Path, form: Form, refuse: bool = False) -> Splits:
         DataError: As :func:`read_pictures`, or if a split stays empty.
     """
     pictures = read_pictures(path, form, refuse)
-    tenth = np.array([hashlib.sha256(name.encode()).digest()[0] * 10 // 256 for name in pictures.names])
+    tenth = np.array([hashlib.sha256(os.fsencode(name)).digest()[0] * 10 // 256 for name in pictures.names])
     parts = [pictures.images[which] for which in (tenth < 8, tenth == 8, tenth == 9)]
     if not all(len(part) for part in parts):
         raise DataError(
@@ -193,7 +219,7 @@ def images(path: Path, form: Form, refuse: bool = False) -> Splits:
 def warn_of(pictures: Pictures, path: Path) -> None:
     """Count and name what was skipped."""
     if pictures.skipped:
-        some = ", ".join(f"{name} ({reason})" for name, reason in pictures.skipped[:5])
+        some = printable(", ".join(f"{name} ({reason})" for name, reason in pictures.skipped[:5]))
         warnings.warn(f"{path}: skipped {len(pictures.skipped)} files that are no whole pictures: {some}", stacklevel=2)
 
 

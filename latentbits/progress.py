@@ -33,6 +33,11 @@ _SHOWN = {
 }
 
 
+def printable(text: str) -> str:
+    """Text without what would command a terminal: such characters, of a file's name perhaps, as their escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 class DownloadBar:
     """A bar for one download, with the interface that pooch asks for."""
 
@@ -122,4 +127,4 @@ class Display:
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(printable(text), soft_wrap=True, markup=False)

@@ -1,6 +1,5 @@
 """What a result's file says: figures, the weights and images behind them, and where it all comes from."""
 
-import json
 import os
 import platform
 import resource
@@ -15,7 +14,7 @@ import torch
 
 from . import __version__, distributed
 from .evaluate import Evaluation
-from .files import write_json
+from .files import append_line, write_json
 from .runs import Run
 from .splits import Splits
 
@@ -86,8 +85,6 @@ def evaluation_record(
 def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> None:
     """Write an evaluation's record: as the run's last, at the end of its list, and where it is wanted besides."""
     write_json(folder.path / "evaluation.json", record)
-    with open(folder.path / "evaluations.jsonl", "a") as stream:
-        stream.write(json.dumps(record) + "\n")
+    append_line(folder.path / "evaluations.jsonl", record)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, record)

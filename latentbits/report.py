@@ -3,6 +3,7 @@
 The only module that imports a plotting library.
 """
 
+import io
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .evaluate import IMAGES_AT_ONCE, Evaluation, Likelihood
+from .files import write_atomically
 from .gibbs import gibbs, random_bits
 from .model import WGAN, GaussianModel, LatentModel, Model
 from .progress import STAGE_TITLES
@@ -48,6 +50,20 @@ def grid(images: Tensor, form: Form, columns: int = 10, zoom: int = 2) -> Image.
 def zoom_for(form: Form) -> int:
     """Enlargement that makes a grid of ten columns about 600 pixels wide."""
     return max(1, round(60 / (form.width + 2)))
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomically(path, content.getvalue())
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as PNG."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_atomically(path, content.getvalue())
 
 
 def _number(value: float | None) -> str:
@@ -192,7 +208,7 @@ def write_comparison(runs: Sequence[Run], folder: Path) -> list[Path]:
     for split in ("train", "valid", "test"):
         for name, figure in comparison(runs, split).items():
             paths.append(folder / f"{name}.png")
-            figure.savefig(paths[-1])
+            save_figure(figure, paths[-1])
     return paths
 
 
@@ -291,8 +307,8 @@ def write_pictures(run: Run, splits: Splits, folder: Path, gibbs_steps: int = 10
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1])
+        save_figure(figure, paths[-1])
     for name, images in sheets.items():
         paths.append(folder / f"{name}.png")
-        grid(images, splits.form, zoom=zoom_for(splits.form)).save(paths[-1])
+        save_picture(grid(images, splits.form, zoom=zoom_for(splits.form)), paths[-1])
     return paths

@@ -237,6 +237,17 @@ class Run:
         """
         read_weights(self.path / f"{name}.safetensors", module)
 
+    def inner(self, name: str) -> Path:
+        """A folder in the run folder.
+
+        Raises:
+            RunError: If it is a link, by which what is written would leave the run folder.
+        """
+        path = self.path / name
+        if path.is_symlink():
+            raise RunError(f"{path}: expected a folder, found a link; remove it")
+        return path
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``; a checkpoint that counts it must not outlive it."""
         append_line(self.path / "metrics.jsonl", row)
@@ -330,11 +341,11 @@ def read_weights(path: Path, module: torch.nn.Module) -> None:
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise RunError(f"{path}: does not hold the weights of this run's model ({_in_a_line(error)})") from error
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path}: does not hold the weights of this run's model ({reason})") from error
+    for name, tensor in module.state_dict().items():
+        if not tensor.isfinite().all():
+            raise RunError(f"{path}: expected finite weights, found others in {name}")
 
 
 def check_fit(path: Path, module: torch.nn.Module) -> None:

@@ -125,6 +125,22 @@ def download(name: str, url: str, sha256: str) -> Path:
         ) from error
 
 
+def read_file(path: Path, most: int) -> bytes:
+    """The content of a file of up to so many bytes.
+
+    Raises:
+        DataError: If it cannot be read or is longer.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(most + 1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if len(content) > most:
+        raise DataError(f"{path}: expected up to {most:,} bytes, found more; fetch it again")
+    return content
+
+
 def read_cached(path: Path) -> np.ndarray | None:
     """The bytes of a cached file, flat, if it is whole, else None; its last 32 bytes are the SHA-256 of the others."""
     try:

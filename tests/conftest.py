@@ -6,6 +6,7 @@ from importlib import import_module
 # Cores are often shared: a thread that spins while it waits for one without a core costs 100 times more.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+import faults
 import pytest
 import torch
 
@@ -39,3 +40,16 @@ def to_path(request, set_bfloat16_units):
         return rbm
 
     return place
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Where the processes of tests/children.py come from."""
+    return faults.server()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def faults_written_down():
+    """In the full form, write at the end what the tests of faults ran."""
+    yield
+    faults.write_down()
