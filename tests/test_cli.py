@@ -138,7 +138,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "lines"),
     [
-        (["trian"], ["command: expected one of train,", "did you mean train?"]),
+        (["trian"], ["command: expected one of train,", "did you mean train"]),
         (["train", "digit"], ["recipe: expected one of digits,", "did you mean digits?"]),
         (
             ["train", "digits", "--joint.samples", "1", "--rbm.momentum", "2", "--seed", "-1"],
