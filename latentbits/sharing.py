@@ -91,6 +91,7 @@ def model_card(config: Config, parameters: int, record: dict[str, Any] | None, l
         licence: Of the weights.
     """
     form = form_of(config.data)
+    objective = f"objective {config.joint.objective}, " if config.joint.epochs else ""
     header = {
         "library_name": "latentbits",
         "tags": ["latentbits", "binary latent variables", "restricted Boltzmann machine"],
@@ -120,7 +121,7 @@ def model_card(config: Config, parameters: int, record: dict[str, Any] | None, l
         "",
         "## Training",
         "",
-        f"Recipe `{config.recipe}`, seed {config.seed}; every setting is in `config.json`.",
+        f"Recipe `{config.recipe}`, {objective}seed {config.seed}; every setting is in `config.json`.",
         "",
     ]
     return "\n".join(lines)
