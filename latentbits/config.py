@@ -5,7 +5,7 @@ A recipe (:mod:`latentbits.recipes`) returns a full :class:`Config`; the run fol
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -281,3 +281,15 @@ class Config(Section):
                 f"{self.model.network}"
             )
         return self
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted name, such as ``joint.samples``."""
+    found: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        section = getattr(config, name)
+        if isinstance(section, Section):
+            found |= {f"{name}.{inner}": getattr(section, inner) for inner in type(section).model_fields}
+        else:
+            found[name] = section
+    return found
