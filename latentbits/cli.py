@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-import json
+import math
 import shutil
 import sys
 import time
@@ -21,13 +21,13 @@ from . import __version__, colour, data, distributed, folders
 from .codes_cli import decode_run, encode_run, inpaint_run, score_run
 from .config import Config
 from .console import UsageError, check_device, check_output, console, lookup, say
-from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
+from .evaluate import Counts, check_counts, evaluate, exact_log_partition
 from .files import FileError, write_atomically
 from .model import WGAN, LatentModel
 from .progress import Display
 from .rbm import RBM
 from .recipes import RECIPES, my_images
-from .records import evaluation_record, keep_evaluation
+from .records import evaluation_record, keep_evaluation, last_evaluation
 from .runs import Run, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .splits import DataError, cache_dir
@@ -44,6 +44,7 @@ class TrainOptions:
         max_minutes: Stop, resumable, after so long; no schedule depends on it.
         data_dir: Folder with the data set's published files, or folder or archive of your own images.
         device: Where to train, such as cpu or cuda.
+        tensorboard: Write the metrics to RUN/tensorboard as well, for TensorBoard.
     """
 
     run: Path | None = None
@@ -51,6 +52,7 @@ class TrainOptions:
     max_minutes: float | None = None
     data_dir: Path | None = None
     device: str = "cpu"
+    tensorboard: bool = False
 
 
 def _parser_class(section: BaseModel, extra: Sequence[Any] = ()) -> type:
@@ -159,7 +161,10 @@ def train_command(args: Sequence[str]) -> int:
     check_device(options.device)
     with distributed.processes(options.device):
         is_first = distributed.world().is_first
-        run = train(config, folder, options.resume, options.max_minutes, options.data_dir, options.device)
+        run = train(
+            config, folder, options.resume, options.max_minutes, options.data_dir, options.device,
+            tensorboard=options.tensorboard,
+        )  # fmt: skip
     if not is_first:
         return 0
     if run.finished:
@@ -365,33 +370,49 @@ def report_run(
     run: tyro.conf.Positional[Path],
     others: tyro.conf.Positional[tuple[Path, ...]] = (),
     gibbs_steps: int = 1000,
+    diagnostics_seconds: float = 20.0,
+    temperatures: int | None = None,
     data_dir: Path | None = None,
 ) -> None:
-    """Draw a run: learning curves, samples, reconstructions, histogram of the encoder's output.
+    """Show a run: a page to read in a browser, and pictures.
 
-    With other runs, their likelihoods against epochs and time are drawn together. The pictures in RUN/report are
-    drawn anew each time.
+    The page, RUN/report/report.html, is one file that needs no network: settings, learning curves, samples,
+    reconstructions, histogram of the encoder's output, diagnostics of the RBM's samplers, the last evaluation, and the
+    command that repeats the run. With other runs, their settings, evaluations and curves are compared in it. What is in
+    RUN/report is made anew each time.
 
     Args:
         run: The run folder.
         others: More run folders to compare it with.
         gibbs_steps: Length of the chains behind the samples.
+        diagnostics_seconds: About what the diagnostics of the RBM may cost; 0 for none.
+        temperatures: Of parallel tempering, whose swaps the diagnostics count; as in training if not given, 1 for none.
         data_dir: Folder with the data set's published files.
     """
-    from .report import evaluation_table, write_comparison, write_pictures
+    from .page import examine, page, trained_temperatures
+    from .report import evaluation_table, exhibits, write_comparison, write_pictures
 
-    folder = Run.open(run)
+    if gibbs_steps < 0:
+        raise UsageError(f"--gibbs-steps: expected at least 0, got {gibbs_steps}")
+    if not 0 <= diagnostics_seconds < math.inf:
+        raise UsageError(f"--diagnostics-seconds: expected 0 or more, got {diagnostics_seconds}")
+    if temperatures is not None and temperatures < 1:
+        raise UsageError(f"--temperatures: expected at least 1, got {temperatures}")
+    runs = [Run.open(path) for path in (run, *others)]
+    folder, out = runs[0], run / "report"
+    records = [last_evaluation(each) for each in runs]
     splits = data.load(folder.config.data, data_dir)
-    paths = write_pictures(folder, splits, folder.path / "report", gibbs_steps)
-    paths += write_comparison([folder, *(Run.open(other) for other in others)], folder.path / "report")
-    if (folder.path / "evaluation.json").is_file():
-        try:
-            record = json.loads((folder.path / "evaluation.json").read_text())
-            table = evaluation_table(Evaluation.model_validate(record["evaluation"]))
-        except (ValueError, KeyError) as error:
-            raise UsageError(f"{folder.path / 'evaluation.json'}: damaged; evaluate again to replace it") from error
-        console.print(table)
-        say(f"{record['command']}: {record['images']} images, weights {record['weights']}")
+    with Display() as display:
+        shown = exhibits(folder, splits, gibbs_steps, display.share)
+        asked = trained_temperatures(folder.config) if temperatures is None else temperatures
+        diagnosis = examine(shown.model, splits, diagnostics_seconds, asked, display.share)
+    paths = write_pictures(folder, splits.form, shown, out)
+    paths += write_comparison(runs, out)
+    paths.append(out / "report.html")
+    write_atomically(paths[-1], page(runs, records, splits, shown, diagnosis, data_dir).encode())
+    if record := records[0]:
+        console.print(evaluation_table(record.evaluation))
+        say(f"{record.about['command']}: {record.about['images']} images, weights {record.about['weights']}")
     for path in paths:
         say(f"written: {path}")
 
@@ -444,7 +465,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "decode": ("images from codes", _tyro(decode_run, "decode")),
     "score": ("each image's log-likelihood", _tyro(score_run, "score")),
     "inpaint": ("keep a part of each image and draw the rest", _tyro(inpaint_run, "inpaint")),
-    "report": ("draw a run: curves, samples, reconstructions", _tyro(report_run, "report")),
+    "report": ("a page for a run, or several compared, and pictures", _tyro(report_run, "report")),
     "recipes": ("list what can be trained", _tyro(print_recipes, "recipes")),
     "data": ("list data sets and what is present", _tyro(print_data, "data")),
 }

@@ -9,14 +9,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from . import __version__, distributed
 from .evaluate import Evaluation
 from .files import write_json
-from .runs import Run
+from .runs import Run, RunError
 from .splits import Splits
 
 
@@ -91,3 +91,34 @@ def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> No
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, record)
+
+
+class Record(NamedTuple):
+    """A run's last evaluation.
+
+    Attributes:
+        evaluation: The figures.
+        about: All that its file says, as :func:`evaluation_record` wrote it.
+    """
+
+    evaluation: Evaluation
+    about: dict[str, Any]
+
+
+def last_evaluation(run: Run) -> Record | None:
+    """What ``evaluation.json`` says, or None if the run has not been evaluated.
+
+    Raises:
+        RunError: If the file is damaged.
+    """
+    path = run.path / "evaluation.json"
+    if not path.is_file():
+        return None
+    try:
+        about = json.loads(path.read_text())
+        missing = {"command", "images", "weights", "data_checksum", "versions"} - about.keys()
+        if missing:
+            raise ValueError(f"without {', '.join(sorted(missing))}")
+        return Record(Evaluation.model_validate(about["evaluation"]), about)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise RunError(f"{path}: damaged; evaluate again to replace it") from error
