@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-import json
+import math
 import shutil
 import sys
 import time
@@ -22,13 +22,13 @@ from .codes_cli import decode_run, encode_run, inpaint_run, score_run
 from .completion import options_of, options_of_section, script
 from .config import Config
 from .console import UsageError, check_device, check_numbers, check_output, check_writable, console, lookup, say
-from .evaluate import Counts, Evaluation, check_counts, evaluate, exact_log_partition
-from .files import FileError, read_text, write_atomically
+from .evaluate import Counts, check_counts, evaluate, exact_log_partition
+from .files import FileError, write_atomically
 from .model import WGAN, LatentModel
 from .progress import Display, printable
 from .rbm import RBM
 from .recipes import RECIPES, my_images
-from .records import evaluation_record, keep_evaluation
+from .records import evaluation_record, keep_evaluation, last_evaluation
 from .runs import Run, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .sharing import export
@@ -46,6 +46,7 @@ class TrainOptions:
         max_minutes: Stop, resumable, after so long; no schedule depends on it.
         data_dir: Folder with the data set's published files, or folder or archive of your own images.
         device: Where to train, such as cpu or cuda.
+        tensorboard: Write the metrics to RUN/tensorboard as well, for TensorBoard.
     """
 
     run: Path | None = None
@@ -53,6 +54,7 @@ class TrainOptions:
     max_minutes: float | None = None
     data_dir: Path | None = None
     device: str = "cpu"
+    tensorboard: bool = False
 
 
 NOT_OPTIONS = ("recipe", "sampler", "image", "levels")
@@ -165,7 +167,10 @@ def train_command(args: Sequence[str]) -> int:
     check_device(options.device)
     with distributed.processes(options.device):
         is_first = distributed.world().is_first
-        run = train(config, folder, options.resume, options.max_minutes, options.data_dir, options.device)
+        run = train(
+            config, folder, options.resume, options.max_minutes, options.data_dir, options.device,
+            tensorboard=options.tensorboard,
+        )  # fmt: skip
     if not is_first:
         return 0
     if run.finished:
@@ -387,37 +392,48 @@ def report_run(
     run: tyro.conf.Positional[Path],
     others: tyro.conf.Positional[tuple[Path, ...]] = (),
     gibbs_steps: int = 1000,
+    diagnostics_seconds: float = 20.0,
+    temperatures: int | None = None,
     data_dir: Path | None = None,
 ) -> None:
-    """Draw a run: learning curves, samples, reconstructions, histogram of the encoder's output.
+    """Show a run: a page to read in a browser, and pictures.
 
-    With other runs, their likelihoods against epochs and time are drawn together. The pictures in RUN/report are
-    drawn anew each time.
+    The page, RUN/report/report.html, is one file that needs no network: settings, learning curves, samples,
+    reconstructions, histogram of the encoder's output, diagnostics of the RBM's samplers, the last evaluation, and the
+    command that repeats the run. With other runs, their settings, evaluations and curves are compared in it. What is in
+    RUN/report is made anew each time.
 
     Args:
         run: The run folder.
         others: More run folders to compare it with.
         gibbs_steps: Length of the chains behind the samples.
+        diagnostics_seconds: About what the diagnostics of the RBM may cost; 0 for none.
+        temperatures: Of parallel tempering, whose swaps the diagnostics count; as in training if not given, 1 for none.
         data_dir: Folder with the data set's published files.
     """
-    from .report import evaluation_table, write_comparison, write_pictures
+    from .page import examine, page, trained_temperatures
+    from .report import evaluation_table, exhibits, write_comparison, write_pictures
 
-    check_numbers({"gibbs-steps": (gibbs_steps, 0)})
-    folder = Run.open(run)
-    drawn = folder.inner("report")
+    least = {"gibbs-steps": (gibbs_steps, 0), "temperatures": (1 if temperatures is None else temperatures, 1)}
+    check_numbers(least)
+    if not 0 <= diagnostics_seconds < math.inf:
+        raise UsageError(f"--diagnostics-seconds: expected 0 or more, got {diagnostics_seconds}")
+    runs = [Run.open(path) for path in (run, *others)]
+    folder, out = runs[0], runs[0].inner("report")
     check_writable(folder.path, "run")
+    records = [last_evaluation(each) for each in runs]
     splits = data.load(folder.config.data, data_dir)
-    paths = write_pictures(folder, splits, drawn, gibbs_steps)
-    paths += write_comparison([folder, *(Run.open(other) for other in others)], drawn)
-    if (folder.path / "evaluation.json").is_file():
-        try:
-            record = json.loads(read_text(folder.path / "evaluation.json"))
-            table = evaluation_table(Evaluation.model_validate(record["evaluation"]))
-            source = f"{record['command']}: {record['images']} images, weights {record['weights']}"
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"{folder.path / 'evaluation.json'}: damaged; evaluate again to replace it") from error
-        console.print(table)
-        say(source)
+    with Display() as display:
+        shown = exhibits(folder, splits, gibbs_steps, display.share)
+        asked = trained_temperatures(folder.config) if temperatures is None else temperatures
+        diagnosis = examine(shown.model, splits, diagnostics_seconds, asked, display.share)
+    paths = write_pictures(folder, splits.form, shown, out)
+    paths += write_comparison(runs, out)
+    paths.append(out / "report.html")
+    write_atomically(paths[-1], page(runs, records, splits, shown, diagnosis, data_dir).encode())
+    if record := records[0]:
+        console.print(evaluation_table(record.evaluation))
+        say(f"{record.about['command']}: {record.about['images']} images, weights {record.about['weights']}")
     for path in paths:
         say(f"written: {path}")
 
@@ -541,7 +557,9 @@ COMMANDS = {
         ("inpaint mnist-mlp-best PICTURES --keep left", "inpaint runs/digits"),
     ),
     "report": Command(
-        "draw a run: curves, samples, reconstructions", report_run, ("report runs/digits", "report runs/a runs/b")
+        "a page for a run, or several compared, and pictures",
+        report_run,
+        ("report runs/digits", "report runs/a runs/b"),
     ),
     "export": Command(
         "a trained model as a folder to give away", export_run, ("export runs/digits shared/digits --licence cc0-1.0",)

@@ -333,3 +333,15 @@ class Config(Section):
         for name, change in changes.items():
             values[name] = values[name] | change if isinstance(values.get(name), dict) else change
         return self.model_validate(values | ({"recipe": recipe} if recipe else {}))
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted name, such as ``joint.samples``."""
+    found: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        section = getattr(config, name)
+        if isinstance(section, Section):
+            found |= {f"{name}.{inner}": getattr(section, inner) for inner in type(section).model_fields}
+        else:
+            found[name] = section
+    return found

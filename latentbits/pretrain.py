@@ -74,9 +74,7 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     scale, table = choose_scale(session, model, config)
     scale = distributed.of_first(scale)  # on a GPU, rounding could tip the balance in one of several processes
     cast(Network, model.encoder).scale_output(scale)
-    if session.is_first:
-        session.run.append_metrics({"stage": "conversion", "scale": scale, "nll_by_scale": table})
-    state.rows += 1
+    session.keep({"stage": "conversion", "scale": scale, "nll_by_scale": table})
     session.display.note(f"posterior = sigmoid({scale:g} E(x)); validation NLL by scale: {table}")
 
 

@@ -16,6 +16,7 @@ from .config import (
     ModelConfig,
     RBMConfig,
     ValidationConfig,
+    settings,
 )
 
 
@@ -387,3 +388,44 @@ RECIPES = {
     "my-images": Recipe(my_images, "your own pictures, with --data-dir", "depends on them"),
     "mnist-rbm": Recipe(mnist_rbm, "Salakhutdinov & Murray 2008", "39 minutes on 1 core: 88.2 nats, valid"),
 }
+
+
+def origins(config: Config) -> list[Config]:
+    """What ``latentbits train`` may begin with for a configuration's recipe, before options.
+
+    One, or for one's own pictures several, by what and how many they are; none if no recipe has the name.
+    """
+    if config.recipe == "my-images":
+        kinds: tuple[Literal["colour", "grey", "black-and-white"], ...] = ("colour", "grey", "black-and-white")
+        return [my_images(kind, config.data.size, images) for kind in kinds for images in (1, 10**9)]
+    return [RECIPES[config.recipe].make()] if config.recipe in RECIPES else []
+
+
+def changes(config: Config) -> dict[str, Any]:
+    """The settings, by dotted name, that a configuration has otherwise than its recipe, or than any it may be from.
+
+    Without a recipe, otherwise than the defaults.
+    """
+    before = [settings(origin) for origin in origins(config) or [Config(recipe=config.recipe)]]
+    if config.recipe == "my-images":  # a size that is not asked for is the default, whatever comes of it
+        before.append(before[0] | {"data.size": DataConfig().size})
+    return {name: value for name, value in settings(config).items() if any(other[name] != value for other in before)}
+
+
+def train_command(config: Config, *options: str) -> list[str]:
+    """The words of the command that trains a configuration: its recipe, what differs from it, and other options.
+
+    Raises:
+        ValueError: If no recipe has the configuration's name.
+    """
+    if not origins(config):
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {config.recipe!r}")
+    words = ["latentbits", "train", config.recipe]
+    for name, value in changes(config).items():
+        section, _, setting = name.replace("_", "-").rpartition(".")
+        before = f"--{section}." if section else "--"
+        if isinstance(value, bool):
+            words.append(before + ("" if value else "no-") + setting)
+        else:
+            words += [before + setting, *(str(part) for part in (value if isinstance(value, tuple) else [value]))]
+    return [*words, *options]

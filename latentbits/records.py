@@ -1,5 +1,6 @@
 """What a result's file says: figures, the weights and images behind them, and where it all comes from."""
 
+import json
 import os
 import platform
 import resource
@@ -8,14 +9,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from . import __version__, distributed
 from .evaluate import Evaluation
-from .files import append_line, write_json
-from .runs import Run
+from .files import append_line, read_text, write_json
+from .runs import Run, RunError
 from .splits import Splits
 
 
@@ -88,3 +89,36 @@ def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> No
     append_line(folder.path / "evaluations.jsonl", record)
     if out is not None:
         write_json(out, record)
+
+
+class Record(NamedTuple):
+    """A run's last evaluation.
+
+    Attributes:
+        evaluation: The figures.
+        about: All that its file says, as :func:`evaluation_record` wrote it.
+    """
+
+    evaluation: Evaluation
+    about: dict[str, Any]
+
+
+def last_evaluation(run: Run) -> Record | None:
+    """What ``evaluation.json`` says, or None if the run has not been evaluated.
+
+    Raises:
+        RunError: If the file is damaged.
+    """
+    path = run.path / "evaluation.json"
+    if not path.is_file():
+        return None
+    try:
+        about = json.loads(read_text(path))
+        missing = {"command", "images", "weights", "data_checksum", "versions"} - about.keys()
+        if missing:
+            raise ValueError(f"without {', '.join(sorted(missing))}")
+        if not isinstance(about["weights"], dict):
+            raise ValueError("weights: expected a table")
+        return Record(Evaluation.model_validate(about["evaluation"]), about)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path}: damaged; evaluate again to replace it") from error

@@ -7,7 +7,7 @@ import io
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -19,7 +19,7 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from .evaluate import IMAGES_AT_ONCE, Evaluation, Likelihood
+from .evaluate import IMAGES_AT_ONCE, Evaluation, Likelihood, Report
 from .files import write_atomically
 from .gibbs import gibbs, random_bits
 from .model import WGAN, GaussianModel, LatentModel, Model
@@ -31,6 +31,7 @@ from .tempering import sample_prior
 
 matplotlib.use("Agg")
 
+IMAGES_TO_ENCODE = 2000
 INK, ACCENT, SECOND = "#22303c", "#1f6fb2", "#c8553d"
 
 
@@ -70,37 +71,48 @@ def _number(value: float | None) -> str:
     return "?" if value is None else f"{value:.3f}"
 
 
+EVALUATION_HEAD = ("", "nats", "± MC", "± images", "bits/dim", "images", "K", "ESS")
+
+
+def evaluation_rows(evaluation: Evaluation) -> list[list[str]]:
+    """An evaluation's estimates, with a cell for each title of ``EVALUATION_HEAD``."""
+
+    def row(name: str, of: Likelihood) -> list[str]:
+        return [
+            name,
+            f"{of.nll:.3f}",
+            _number(of.standard_error_monte_carlo),
+            _number(of.standard_error_images),
+            f"{of.bits_per_dimension:.4f}",
+            f"{of.images:,}",
+            f"{of.samples:,}" if of.samples else "",
+            f"{of.effective_sample_size:,.{0 if of.effective_sample_size >= 100 else 1}f}" if of.samples else "",
+        ]
+
+    bound = "L_K, " if evaluation.likelihood.samples else ""  # an RBM over the data sums nothing out by sampling
+    method = "exact Z" if evaluation.log_partition.method == "exact" else "AIS"
+    rows = [row(f"{bound}{method}", evaluation.likelihood)]
+    if evaluation.likelihood_fewer_samples:
+        rows.append(row("smaller K", evaluation.likelihood_fewer_samples))
+    if evaluation.likelihood_raise:
+        rows.append(row("RAISE", evaluation.likelihood_raise))
+    return rows
+
+
 def evaluation_table(evaluation: Evaluation) -> Table:
     """An evaluation as a table for the terminal."""
     table = Table(title=f"negative log-likelihood, {evaluation.split} split", title_justify="left")
-    for name in ("", "nats", "± MC", "± images", "bits/dim", "images", "K", "ESS"):
+    for name in EVALUATION_HEAD:
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-
-    def add(name: str, row: Likelihood) -> None:
-        table.add_row(
-            name,
-            f"{row.nll:.3f}",
-            _number(row.standard_error_monte_carlo),
-            _number(row.standard_error_images),
-            f"{row.bits_per_dimension:.4f}",
-            f"{row.images:,}",
-            f"{row.samples:,}" if row.samples else "",
-            f"{row.effective_sample_size:,.{0 if row.effective_sample_size >= 100 else 1}f}" if row.samples else "",
-        )
-
-    log_z = evaluation.log_partition
-    bound = "L_K, " if evaluation.likelihood.samples else ""  # an RBM over the data sums nothing out by sampling
-    add(f"{bound}{'exact Z' if log_z.method == 'exact' else 'AIS'}", evaluation.likelihood)
-    if evaluation.likelihood_fewer_samples:
-        add("smaller K", evaluation.likelihood_fewer_samples)
-    if evaluation.likelihood_raise:
-        add("RAISE", evaluation.likelihood_raise)
-    table.caption = "\n".join(_captions(evaluation))
+    for row in evaluation_rows(evaluation):
+        table.add_row(*row)
+    table.caption = "\n".join(evaluation_captions(evaluation))
     table.caption_justify = "left"
     return table
 
 
-def _captions(evaluation: Evaluation) -> list[str]:
+def evaluation_captions(evaluation: Evaluation) -> list[str]:
+    """What the columns are, log Z, and how RAISE differs on the images that it shares with the first row."""
     lines = ["± MC: Monte-Carlo error for these images; ± images: standard error over images"]
     for log_z in (evaluation.log_partition, evaluation.log_partition_ais):
         if log_z and log_z.method == "exact":
@@ -197,7 +209,7 @@ def comparison(runs: Sequence[Run], split: str) -> dict[str, Figure]:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """A name for each run: its folder's, or the whole path where two have the same."""
-    names = [run.path.name for run in runs]
+    names = [run.path.resolve().name for run in runs]
     return [name if names.count(name) == 1 else str(run.path) for run, name in zip(runs, names, strict=True)]
 
 
@@ -212,10 +224,18 @@ def write_comparison(runs: Sequence[Run], folder: Path) -> list[Path]:
     return paths
 
 
-def encoder_histogram(model: LatentModel, x: Tensor, title: str) -> Figure:
-    """Histogram of the encoder's output, the bits' log-odds, on data x (N, D), as in the paper's Figure 5."""
+def encoder_output(model: LatentModel, x: Tensor) -> np.ndarray:
+    """The encoder's output on data x (N, D), flat: the bits' log-odds, or the means of continuous latents."""
     with torch.no_grad():
-        logits = torch.cat([model.encoder(part.float()) for part in x.split(IMAGES_AT_ONCE)]).flatten().cpu().numpy()
+        if isinstance(model, GaussianModel):
+            parts = [model.posterior(part.float()).loc for part in x.split(IMAGES_AT_ONCE)]
+        else:
+            parts = [model.encoder(part.float()) for part in x.split(IMAGES_AT_ONCE)]
+    return torch.cat(parts).flatten().cpu().numpy()
+
+
+def encoder_histogram(logits: np.ndarray, title: str) -> Figure:
+    """Histogram of the bits' log-odds (n,), as in the paper's Figure 5."""
     figure, axes = _axes(title, "log-odds", "share")
     edge = float(np.quantile(np.abs(logits), 0.995))
     axes.hist(
@@ -282,33 +302,61 @@ def draw(model: Model, count: int, gibbs_steps: int, generator: torch.Generator,
     return decoded(model, sample_prior(model, count, gibbs_steps, generator, temperatures))
 
 
-def write_pictures(run: Run, splits: Splits, folder: Path, gibbs_steps: int = 1000) -> list[Path]:
+class Exhibits(NamedTuple):
+    """What a run's weights show, as far as it has come.
+
+    Attributes:
+        model: The weights that validation chose, or None.
+        sheets: Images (N, D) in rows of ten, by the name of their picture.
+        outputs: What the encoder gives on validation images, flat, by "final" and "pretrained" (after stage 1).
+    """
+
+    model: Model | None
+    sheets: dict[str, Tensor]
+    outputs: dict[str, np.ndarray]
+
+
+def exhibits(run: Run, splits: Splits, gibbs_steps: int, report: Report) -> Exhibits:
+    """Draw samples, find their nearest training images, reconstruct validation images, encode them.
+
+    Arguments:
+        run: The run folder.
+        splits: The data.
+        gibbs_steps: Length of the chains behind the samples.
+        report: Told how far it has come.
+    """
+    if not (run.path / "model.safetensors").is_file():
+        return Exhibits(None, {}, {})
+    model, sheets, outputs = load(run.path), {}, {}
+    report("samples", 0.0, "")
+    sheets["samples"] = draw(model, 100, gibbs_steps, torch.Generator().manual_seed(0))
+    report("nearest training images", 0.0, "")
+    sheets["samples-over-nearest-training-images"] = over(sheets["samples"], nearest(sheets["samples"], splits.train))
+    report("reconstructions", 0.0, "")
+    if isinstance(model, LatentModel):
+        sheets["reconstructions"] = reconstructions(model, splits.valid[:50])
+        outputs["final"] = encoder_output(model, splits.valid[:IMAGES_TO_ENCODE])
+        if (run.path / "autoencoder.safetensors").is_file():
+            pretrained = load(run.path, "autoencoder")
+            assert isinstance(pretrained, LatentModel)
+            outputs["pretrained"] = encoder_output(pretrained, splits.valid[:IMAGES_TO_ENCODE])
+    return Exhibits(model, sheets, outputs)
+
+
+def write_pictures(run: Run, form: Form, shown: Exhibits, folder: Path) -> list[Path]:
     """Draw everything there is to see of a run into a folder; the paths of the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = learning_curves(run.metrics())
-    sheets: dict[str, Tensor] = {}
-    if (run.path / "model.safetensors").is_file():
-        model = load(run.path)
-        generator = torch.Generator().manual_seed(0)
-        sheets["samples"] = draw(model, 100, gibbs_steps, generator)
-        sheets["samples-over-nearest-training-images"] = over(
-            sheets["samples"], nearest(sheets["samples"], splits.train)
-        )
-        if isinstance(model, LatentModel):
-            sheets["reconstructions"] = reconstructions(model, splits.valid[:50])
-            if not isinstance(model, GaussianModel):
-                figures["encoder-output"] = encoder_histogram(model, splits.valid[:2000], "encoder's output, final")
-            if (run.path / "autoencoder.safetensors").is_file():
-                pretrained = load(run.path, "autoencoder")
-                assert isinstance(pretrained, LatentModel)
-                figures["encoder-output-pretrained"] = encoder_histogram(
-                    pretrained, splits.valid[:2000], "encoder's output, after stage 1, scaled"
-                )
+    if not isinstance(shown.model, GaussianModel):
+        for name, title in (("final", "final"), ("pretrained", "after stage 1, scaled")):
+            if name in shown.outputs:
+                file = "encoder-output" + ("-pretrained" if name == "pretrained" else "")
+                figures[file] = encoder_histogram(shown.outputs[name], f"encoder's output, {title}")
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
         save_figure(figure, paths[-1])
-    for name, images in sheets.items():
+    for name, images in shown.sheets.items():
         paths.append(folder / f"{name}.png")
-        save_picture(grid(images, splits.form, zoom=zoom_for(splits.form)), paths[-1])
+        save_picture(grid(images, form, zoom=zoom_for(form)), paths[-1])
     return paths

@@ -11,6 +11,8 @@
 | ``joint-EPOCH.safetensors`` | weights kept along the way, with ``--validation.keep`` |
 | ``curve-SPLIT.jsonl`` | evaluations of those |
 | ``evaluation.json``, ``evaluations.jsonl`` | the last evaluation, and a line for each |
+| ``report`` | a page and pictures, made by ``latentbits report`` |
+| ``tensorboard`` | the metrics as events, with ``--tensorboard`` |
 | ``unfinished-evaluation`` | what an interrupted evaluation goes on from; gone when it is done |
 
 No file is a pickle; see :mod:`latentbits.files`.

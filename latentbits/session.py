@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import distributed
 from .config import Config
+from .events import Events
 from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state
 from .fused import fork
 from .model import LatentModel, Model
@@ -230,9 +231,10 @@ class Session:
         deadline: float,
         display: Display,
         parts: Parts = Parts(),  # noqa: B008 (immutable)
+        events: Events | None = None,
     ) -> None:
         self.run, self.config, self.state, self.splits = run, config, state, splits
-        self.deadline, self.display, self.parts = deadline, display, parts
+        self.deadline, self.display, self.parts, self.events = deadline, display, parts, events
         self.stop = False
         self.is_first = distributed.world().is_first
         self.origin = origin(config, splits)
@@ -290,12 +292,19 @@ class Session:
         self._look_at_chains()
         self._tick()
         row["seconds"] = round(state.seconds, 3)
-        state.totals, state.rows = {}, state.rows + 1
+        state.totals = {}
         if state.chains is not None:
             state.chains.respace()
+        self.keep(row)
+        self.display.epoch(row)
+
+    def keep(self, row: Mapping[str, Any]) -> None:
+        """Add a line to the metrics, and to TensorBoard's events if they are wanted."""
+        self.state.rows += 1
         if self.is_first:
             self.run.append_metrics(row)
-        self.display.epoch(row)
+            if self.events is not None:
+                self.events.append(row)
 
     def consider(self, nll: float) -> None:
         """Keep the evaluated weights as the run's model if their validation NLL is the best so far."""

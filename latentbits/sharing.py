@@ -7,15 +7,13 @@ is :class:`latentbits.hub.HubModel`'s work.
 import json
 import math
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from . import __version__
 from .config import Config, ModelConfig
 from .data import form_of
-from .evaluate import Evaluation, Likelihood
-from .files import FileError, read_text, write_atomically, write_json
+from .evaluate import Likelihood
+from .files import write_atomically, write_json
+from .records import Record, last_evaluation
 from .runs import Run, RunError, load
 
 CARD = "README.md"
@@ -45,8 +43,8 @@ def export(run: Path | str, folder: Path | str, weights: str = "model", licence:
     target.write_config(config)
     target.save_weights("model", model, origin)
     if record is not None:
-        record["weights"]["file"] = "model"
-        write_json(target.path / "evaluation.json", record)
+        record.about["weights"]["file"] = "model"
+        write_json(target.path / "evaluation.json", record.about)
     size = sum(parameter.numel() for parameter in model.parameters())
     write_atomically(target.path / CARD, model_card(config, size, record, licence).encode())
     return target.path
@@ -62,32 +60,23 @@ def check_empty(folder: Path) -> None:
         raise RunError(f"{folder}: expected a new or an empty folder, found something else; nothing is overwritten")
 
 
-def evaluation_of(run: Run, weights: str, origin: dict[str, str]) -> dict[str, Any] | None:
-    """The run's last evaluation, if it is of these weights.
-
-    Raises:
-        RunError: If the file is damaged.
-    """
-    path = run.path / "evaluation.json"
-    if not path.is_file():
+def evaluation_of(run: Run, weights: str, origin: dict[str, str]) -> Record | None:
+    """The run's last evaluation, if it is of these weights."""
+    record = last_evaluation(run)
+    if record is None:
         return None
-    try:
-        record: dict[str, Any] = json.loads(read_text(path))
-        Evaluation.model_validate(record["evaluation"])
-        evaluated = record["weights"]
-        same = evaluated["file"] == weights and all(evaluated.get(key) == origin.get(key) for key in ("stage", "step"))
-    except (FileError, ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: damaged; evaluate again to replace it") from error
+    evaluated = record.about["weights"]
+    same = evaluated["file"] == weights and all(evaluated.get(key) == origin.get(key) for key in ("stage", "step"))
     return record if same else None
 
 
-def model_card(config: Config, parameters: int, record: dict[str, Any] | None, licence: str = "") -> str:
+def model_card(config: Config, parameters: int, record: Record | None, licence: str = "") -> str:
     """A model card in Markdown, with the header that hubs read.
 
     Arguments:
         config: Of the run.
         parameters: How many the model has.
-        record: The evaluation's record, or None.
+        record: Its evaluation, or None.
         licence: Of the weights.
     """
     form = form_of(config.data)
@@ -139,9 +128,9 @@ def architecture(config: ModelConfig) -> str:
     return f"{networks}, between them {latents}{prior}"
 
 
-def evaluation_lines(record: dict[str, Any]) -> list[str]:
+def evaluation_lines(record: Record) -> list[str]:
     """The evaluation as a table in Markdown, and how it was made."""
-    evaluation = Evaluation.model_validate(record["evaluation"])
+    evaluation, about = record
     log_z = evaluation.log_partition
     rows: list[tuple[str, Likelihood | None]] = [
         ("exact log Z" if log_z.method == "exact" else "log Z by AIS", evaluation.likelihood),
@@ -149,7 +138,7 @@ def evaluation_lines(record: dict[str, Any]) -> list[str]:
         ("RAISE", evaluation.likelihood_raise),
     ]
     lines = [
-        f"Negative log-likelihood of the {evaluation.split} split ({record.get('images', '?')}), in nats an image:",
+        f"Negative log-likelihood of the {evaluation.split} split ({about['images']}), in nats an image:",
         "",
         "| | NLL | Monte-Carlo error | over images | bits/dim | images | K |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -163,6 +152,4 @@ def evaluation_lines(record: dict[str, Any]) -> list[str]:
             lines.append("| " + " | ".join(cells) + " |")
     if log_z.method == "ais":
         lines += ["", f"log Z: {log_z.chains:,} chains, {log_z.temperatures:,} temperatures."]
-    if command := record.get("command"):
-        lines += ["", f"Command: `{command}`"]
-    return lines
+    return [*lines, "", f"Command: `{about['command']}`"]

@@ -170,7 +170,11 @@ def respace(betas: Tensor, swaps: Swaps) -> Tensor:
 
 
 def tempering_schedule(
-    rbm: RBM, temperatures: int, generator: torch.Generator | None = None, base_bias: Tensor | None = None
+    rbm: RBM,
+    temperatures: int,
+    generator: torch.Generator | None = None,
+    base_bias: Tensor | None = None,
+    pilot_chains: int = PILOT_CHAINS,
 ) -> Tensor:
     """Place temperatures so that swaps between neighbours are refused equally often, by pilot runs.
 
@@ -179,6 +183,7 @@ def tempering_schedule(
         temperatures: Number R of them, 2 or more.
         generator: Source of the randomness; the default generator if None.
         base_bias: Biases of the base, with shape (M,); as in :func:`latentbits.ais` if None.
+        pilot_chains: Chains at each temperature in the pilot runs.
 
     Returns:
         Inverse temperatures rising from 0 to 1, float64, with shape (temperatures,).
@@ -190,7 +195,7 @@ def tempering_schedule(
     if temperatures < 2:
         raise ValueError(f"tempering_schedule: temperatures must be at least 2, got {temperatures}")
     betas = torch.linspace(0, 1, temperatures, dtype=torch.float64)
-    z = start(rbm, PILOT_CHAINS, temperatures, generator, base_bias)
+    z = start(rbm, pilot_chains, temperatures, generator, base_bias)
     for rounds in PILOT_ROUNDS:
         z, swaps = parallel_tempering(rbm, z, betas, rounds, generator, base_bias)
         betas = respace(betas, swaps)

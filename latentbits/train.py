@@ -22,8 +22,9 @@ import torch
 
 from . import data, distributed
 from .adversarial import train_wgan
-from .config import Config
+from .config import Config, settings
 from .evaluate import fit_prior_base
+from .events import Events, check_tensorboard
 from .joint import train_joint
 from .model import WGAN, LatentModel, build
 from .nets import MLP, Network, initialize_by_data
@@ -55,6 +56,7 @@ def train(
     data_dir: Path | str | None = None,
     device: str = "cpu",
     quiet: bool = False,
+    tensorboard: bool = False,
     *,
     model: LatentModel | None = None,
     splits: Splits | None = None,
@@ -74,6 +76,7 @@ def train(
         data_dir: Folder with the data set's published files.
         device: Where to train, as PyTorch names it.
         quiet: Show no progress.
+        tensorboard: Write the metrics as TensorBoard's events too, into the folder ``tensorboard`` of the run's.
         model: A model of one's own, trained in place; it begins as it is.
         splits: Data of one's own; see :func:`latentbits.make_splits`.
         objective: Of stage 3: a function from log-weights (K, B) to a :class:`~latentbits.Signal`.
@@ -83,10 +86,13 @@ def train(
         The run folder; ``finished`` says whether it came to its end.
 
     Raises:
-        RunError: If the folder holds a run already, or another one than is to be resumed; or if parts do not fit.
+        RunError: If the folder holds a run already, or another one than is to be resumed; if parts do not fit; or if
+            the package tensorboard is wanted and missing.
         DataError: If the data are missing or damaged.
-        TrainingError: If a value is not finite.
+        TrainingError: If a value is not finite, or the prior explodes.
     """
+    if tensorboard:
+        check_tensorboard()
     parts = Parts(model, splits, objective, sampler)
     config = parts.settings(config)
     folder = Run.open(run) if resume else None
@@ -117,13 +123,15 @@ def train(
             display.note(f"metrics.jsonl: {left} of the {state.rows} lines up to the checkpoint are left; going on")
             state.rows = left
         deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-        session = Session(folder, config, state, splits, deadline, display, parts)
+        events = Events(folder) if tensorboard and is_first else None
+        session = Session(folder, config, state, splits, deadline, display, parts, events)
         if begins and config.weights:
             note_weights(session, Path(config.weights))
         distributed.wait()  # for the folder, and for all to have read the checkpoint before one replaces it
         if begins:
             session.checkpoint()  # from here on, weights without a checkpoint are never a run that can start again
-        with stop_on_interrupt(session), contextlib.suppress(Stopped):
+        writing = contextlib.nullcontext() if events is None else contextlib.closing(events)
+        with writing, stop_on_interrupt(session), contextlib.suppress(Stopped):
             run_stages(session)
         distributed.wait()
     return folder
@@ -153,16 +161,8 @@ def check_shares(config: Config) -> None:
 
 def describe_difference(old: Config, new: Config) -> str:
     """The first few settings that differ, as ``section.name: old -> new``."""
-    differences = []
-    old_values, new_values = old.model_dump(), new.model_dump()
-    for section, values in old_values.items():
-        if not isinstance(values, dict):
-            values, other = {"": values}, {"": new_values[section]}
-        else:
-            other = new_values[section]
-        for name, value in values.items():
-            if other[name] != value:
-                differences.append(f"{section}{'.' if name else ''}{name}: {value} -> {other[name]}")
+    before, after = settings(old), settings(new)
+    differences = [f"{name}: {value} -> {after[name]}" for name, value in before.items() if after[name] != value]
     return ", ".join(differences[:4])
 
 
@@ -206,9 +206,7 @@ def begin_networks(model: LatentModel, splits: Splits) -> None:
 def note_weights(session: Session, path: Path) -> None:
     """Write down which weights the run began with."""
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    if session.is_first:
-        session.run.append_metrics({"stage": "start", "weights": str(path), "sha256": checksum})
-    session.state.rows += 1
+    session.keep({"stage": "start", "weights": str(path), "sha256": checksum})
 
 
 def run_stages(session: Session) -> None:
