@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import torch
 from test_train import tiny
 
 import latentbits as lb
+import latentbits.report
 from latentbits import data, files, pretrain, runs, session
 from latentbits.cli import main
 from latentbits.recipes import RECIPES, Recipe
@@ -142,6 +144,23 @@ def command(arguments, log, at=0, act="full"):
     redirect(log)
     session.SECONDS_BETWEEN_CHECKPOINTS = -1.0
     Operations(log, at, act).install()
+    sys.exit(main([str(word) for word in arguments]))
+
+
+def limited_command(arguments, log, most):
+    """Run a command that may write no file of more than so many bytes; None for any."""
+    if most is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    redirect(log)
+    session.SECONDS_BETWEEN_CHECKPOINTS = -1.0
+    sys.exit(main([str(word) for word in arguments]))
+
+
+def unprivileged_command(arguments, log):
+    """Run a command as a user whom permissions bind."""
+    redirect(log)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
     sys.exit(main([str(word) for word in arguments]))
 
 
