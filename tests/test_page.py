@@ -220,6 +220,8 @@ def test_evaluations_of_kept_weights_are_drawn(runs, tmp_path):
             "epoch": epoch,
             "seconds": seconds,
             "images": "all 5",
+            "weights": {"file": f"joint-{epoch:04d}"},
+            "settings": {},
             "evaluation": {"likelihood": {"nll": nll, "samples": 9, "images": 5}},
         }
         for epoch, seconds, nll in ((1, 10.0, 20.5), (2, None, 19.25))
