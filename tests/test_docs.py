@@ -28,6 +28,9 @@ import latentbits as lb
 from latentbits import cli, folders
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import tables  # noqa: E402
+
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
@@ -209,6 +212,13 @@ def test_links_of_the_readme_lead_somewhere():
     links = re.findall(r"\]\(([^)#]+)", README.read_text())
     assert links
     assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_the_results_show_the_tables_that_the_files_make(name):
+    made = tables.markdown(name)
+    assert made in (ROOT / "docs/results.md").read_text(), f"paste it: python benchmarks/tables.py\n{made}"
+    assert json.loads((ROOT / f"results/{name}.json").read_text()) == tables.table(name)
 
 
 @pytest.fixture(scope="module")
