@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -20,27 +21,33 @@ def on_files(files: Files, config: Any) -> Files:
     """Copy what pages link to outside of docs/ into the site, at its place in the repository."""
     pages = [page.content_string for page in files.documentation_pages()]
     linked = {name for page in pages for name in re.findall(r"\]\(\.\./([^)#]+)", page)}
-    for name in sorted(linked | {"CHANGELOG.md"}):
+    for name in sorted((linked | {"CHANGELOG.md"}) - {"README.md"}):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Lead links to those copies, and put the settings where they are asked for."""
-    return markdown.replace("](../", "](").replace(SETTINGS, "\n".join(settings()))
+    """Lead links to those copies, for the README to the site's first page, and put the settings in their place."""
+    markdown = markdown.replace("](../README.md", "](index.md").replace("](../", "](")
+    return markdown.replace(SETTINGS, "\n".join(settings()))
 
 
 def on_page_content(content: str, **_: Any) -> str:
     """Turn what arithmatex marked as formulas into MathML, which browsers draw by themselves."""
-    content = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: formula(m[1], "inline"), content)
-    return re.sub(
-        r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', lambda m: formula(m[1], "block"), content, flags=re.S
-    )
+    forms = {
+        "inline": r'<span class="arithmatex">\\\((.*?)\\\)</span>',
+        "block": r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>',
+    }
+    for display, form in forms.items():
+        content = re.sub(form, partial(formula, display), content, flags=re.DOTALL)
+    return content
 
 
-def formula(tex: str, display: Any) -> str:
-    """MathML of a formula as arithmatex wrote it."""
-    return convert(html.unescape(tex).strip(), display=display)
+def formula(display: Any, found: re.Match[str]) -> str:
+    """MathML of a formula as arithmatex wrote it, with the space about log and ~ that the converter leaves out."""
+    drawn = convert(html.unescape(found[1]).strip(), display=display)
+    drawn = drawn.replace("<mi>log</mi>", '<mo rspace="0.17em">log</mo>')
+    return drawn.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
 
 
 def settings() -> Iterator[str]:
@@ -56,7 +63,8 @@ def settings() -> Iterator[str]:
 
 def table(title: str, text: str, section: Any, names: Any, prefix: str) -> Iterator[str]:
     """The rows of one section."""
-    yield from ("", f"## {title}", "", " ".join(text.split()), "", "| option | default | |", "| --- | --- | --- |")
+    yield from ("", f"## {title}", "", " ".join(text.split()), "")
+    yield from ("| option | default | meaning |", "| --- | --- | --- |")
     for name in names:
         info, value = type(section).model_fields[name], getattr(section, name)
         value = " ".join(str(each) for each in value) if isinstance(value, tuple) else value
