@@ -99,7 +99,8 @@ def _unpacked(path: Path) -> bytes:
         raise DataError(
             f"{path}: expected a whole xz file, found a truncated or corrupted one ({error}); fetch it again"
         ) from error
-    write_cached(kept, np.frombuffer(unpacked, np.uint8))
+    if len(unpacked) <= _BATCH * _RECORD:
+        write_cached(kept, np.frombuffer(unpacked, np.uint8))
     return unpacked
 
 

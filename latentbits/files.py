@@ -6,6 +6,7 @@ becomes flat named tensors beside a JSON skeleton in the header.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from torch import Tensor
 FORMAT = 3
 OLDEST_STATE = 2
 FIRST_WITH_CHECKSUM = 3
-MOST_TEXT = 100_000_000
+MOST_TEXT = 20_000_000
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
@@ -49,6 +50,11 @@ class WriteError(FileError, OSError):
     """A file that could not be written; what was there before is as it was."""
 
 
+def refusal(error: OSError) -> str:
+    """Why the system refuses to write."""
+    return "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Name the file where the system refuses a write."""
@@ -56,7 +62,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WriteError(
-            f"{path}: cannot be written ({error.strerror or error}), and is as it was before; make room or name "
+            f"{path}: cannot be written ({refusal(error)}), and is as it was before; make room or name "
             "another place, and try again (a training run: with --resume)"
         ) from error
 
@@ -110,20 +116,32 @@ def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def read_text(path: Path) -> str:
-    """A text file's content.
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of text.
 
     Raises:
-        DamagedError: If it cannot be read, is no text, or has more than ``MOST_TEXT`` bytes.
+        DamagedError: If it cannot be read, or has more than ``MOST_TEXT`` bytes.
     """
     try:
         with open(path, "rb") as stream:
             content = stream.read(MOST_TEXT + 1)
-        if len(content) > MOST_TEXT:
-            raise DamagedError(f"{path}: expected up to {MOST_TEXT:,} bytes, found more; it is not one of ours")
-        return content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{path}: cannot be read as text ({error})") from error
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from error
+    if len(content) > MOST_TEXT:
+        raise DamagedError(f"{path}: expected up to {MOST_TEXT:,} bytes, found more; it is not one of ours")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """A text file's content.
+
+    Raises:
+        DamagedError: As :func:`read_bytes`, or if it is no text.
+    """
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{path}: expected text, found other bytes ({error}); it is damaged") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .progress import printable
 from .splits import DataError, Form, Splits, make_splits
@@ -131,7 +131,11 @@ def opened(file: Path | io.BytesIO) -> Iterator[Image.Image]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damage, which shows by itself, and of many pixels
-        with Image.open(file, formats=("PNG", "JPEG")) as picture:
+        try:
+            picture = Image.open(file, formats=("PNG", "JPEG"))
+        except UnidentifiedImageError:
+            raise ValueError("it is no PNG or JPEG") from None
+        with picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MOST_PIXELS:,}")
             yield picture

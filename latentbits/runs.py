@@ -37,8 +37,10 @@ from .files import (
     FileError,
     append_line,
     load_state,
+    read_bytes,
     read_sealed,
     read_text,
+    refusal,
     save_state,
     sealed,
     write_atomically,
@@ -139,11 +141,14 @@ class Run:
                     "of latentbits that wrote it"
                 )
             return Config.model_validate(values)
-        except (ValidationError, FileError, ValueError, RecursionError) as error:
-            if isinstance(error, RunError):
-                raise
-            reason = str(error).splitlines()[0]
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in error.errors()]
+            reason = "; ".join(problems[:3])
             raise RunError(f"{path}: not a configuration that this version can read ({reason})") from error
+        except FileError as error:
+            raise RunError(str(error)) from error
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path}: not a configuration that this version can read ({error})") from error
 
     @property
     def checkpoint(self) -> Path:
@@ -208,7 +213,7 @@ class Run:
         try:
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror}); correct its permissions") from error
+            raise RunError(f"{self.path}/.lock: cannot be written ({refusal(error)}); correct that") from error
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -293,7 +298,7 @@ class Run:
             How many there are now; fewer, if lines were lost.
         """
         path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().split(b"\n")[:-1][:rows] if path.is_file() else []
+        lines = read_bytes(path).split(b"\n")[:-1][:rows] if path.is_file() else []
         write_atomically(path, b"".join(line + b"\n" for line in lines))
         return len(lines)
 
@@ -391,10 +396,11 @@ def load(path: Path | str, weights: str = "model", model: Model | None = None) -
                 with torch.device("meta"):
                     check_fit(file, build(config.model, form_of(config.data)))
             model = build(config.model, form_of(config.data))
-    except ValueError as error:
-        if isinstance(error, RunError):
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, FileError):
             raise
-        raise RunError(f"{run.path}/config.json: {error}") from error
+        reason = " ".join(str(error).split())
+        raise RunError(f"{run.path}/config.json: no model can be made of it ({reason})") from error
     run.load_weights(weights, model)
     return model.eval()
 

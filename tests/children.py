@@ -19,7 +19,7 @@ from latentbits import data, files, pretrain, runs, session
 from latentbits.cli import main
 from latentbits.recipes import RECIPES, Recipe
 
-DIGITS = data.load("digits")
+LOAD, DIGITS = data.load, data.load("digits")
 
 
 def small():
@@ -164,6 +164,19 @@ def unprivileged_command(arguments, log):
     sys.exit(main([str(word) for word in arguments]))
 
 
+def guarded_command(arguments, log, most):
+    """Run a command that may take so many bytes of memory more; those it took go to a file."""
+    redirect(log)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + most
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = main([str(word) for word in arguments])
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    Path(f"{log}.taken").write_text(str(taken << 10))
+    sys.exit(status)
+
+
 def redirect(log):
     """Write what a command says to files beside the log."""
     for number, name in ((1, "out"), (2, "err")):
@@ -175,7 +188,7 @@ def warm_up():
     """Compile, or load, every loop that the children need, and register the recipe."""
     torch.set_num_threads(1)
     RECIPES["small"] = Recipe(small, "tests", "")
-    data.load = lambda *arguments: DIGITS
+    data.load = lambda config, *rest: DIGITS if config.name == "digits" else LOAD(config, *rest)
     pretrain.CALIBRATION_UPDATES = 5
     with tempfile.TemporaryDirectory() as folder:
         lb.train(small(), Path(folder) / "run", quiet=True)
