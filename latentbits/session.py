@@ -76,7 +76,7 @@ class Parts(NamedTuple):
             changes["joint"] = {"objective": "given"}
         if self.sampler is not None:
             changes["sampler"] = "given"
-        config = config.vary(**changes)
+        config = config.vary(**changes) if changes else config
         named = {
             "model": config.model.network == "given",
             "splits": config.data.name == "given",

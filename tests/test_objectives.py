@@ -385,7 +385,7 @@ def test_without_a_generator_the_default_one_serves(model, x):
 
 
 def test_an_unknown_objective_is_refused(model, x):
-    with pytest.raises(ValueError, match="objective: expected vimco or crws, got elbo"):
+    with pytest.raises(ValueError, match="objective: expected vimco, crws or a function of log-weights, got elbo"):
         joint_losses(model, x, torch.ones(4, M), "elbo", K)
 
 

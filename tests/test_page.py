@@ -519,8 +519,8 @@ def test_the_theme_follows_the_system_until_it_is_switched(opened):
     assert opened.run("document.querySelector('#theme').ariaPressed") == "true"
     opened.point(*centre(opened, "#theme"), click=True)
     assert paper() == light
-    opened.run("location.reload()")
-    opened.until("document.readyState === 'complete'")
+    opened.run("window.isOld = true; location.reload()")
+    opened.until("!window.isOld && document.readyState === 'complete'")
     assert paper() == light  # it remembers
     opened.run("document.querySelector('#theme').focus()")
     opened.press("Enter")
