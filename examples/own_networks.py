@@ -46,7 +46,7 @@ def main(run: Path = Path("runs/own-networks")) -> lb.Evaluation:
         "own-networks",
         autoencoder={"epochs": 20, "scales": (2.0,)},
         rbm={"cd_epochs": 4, "pcd_epochs": 4},
-        joint={"epochs": 20},
+        joint={"epochs": 8, "samples": 10},
     )
     splits = lb.load_data("digits")
     lb.train(config, run, model=make_model(splits.mean_logits()))
