@@ -166,8 +166,8 @@ def check_counts(counts: Counts, images: int) -> None:
         for name, bound in {**least, "raise_temperatures": 0}.items()
         if not bound <= (value := getattr(counts, name)) <= MOST
     ]
-    if images < 1:
-        problems.append("images: expected at least 1, got none")
+    if not 1 <= images <= MOST:
+        problems.append(f"images: expected {'at least 1, got none' if images < 1 else f'up to {MOST:,}, got {images}'}")
     if problems:
         raise ValueError("\n".join(problems))
 

@@ -109,7 +109,12 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, *arguments: Any) -> "_Member":
-        member = super().frombuf(*arguments)
+        try:
+            member = super().frombuf(*arguments)
+        except tarfile.HeaderError as error:
+            if arguments[0].count(0) == tarfile.BLOCKSIZE:  # the mark of the end
+                raise
+            raise tarfile.ReadError(f"{error}, where a file or the end was expected") from error
         headers = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
         if member.type in (*headers, tarfile.SOLARIS_XHDTYPE) and member.size > MOST_HEADER:
             raise tarfile.ReadError(f"a header of {member.size:,} bytes")

@@ -17,7 +17,9 @@ import latentbits as lb
 import latentbits.report
 from latentbits import data, files, pretrain, runs, session
 from latentbits.cli import main
+from latentbits.evaluate import quick_nll
 from latentbits.recipes import RECIPES, Recipe
+from latentbits.splits import Splits
 
 LOAD, DIGITS = data.load, data.load("digits")
 
@@ -175,6 +177,47 @@ def guarded_command(arguments, log, most):
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     Path(f"{log}.taken").write_text(str(taken << 10))
     sys.exit(status)
+
+
+def peak_memory(log, work, *arguments):
+    """Do some work and write down the most memory that this process has had, in MiB, and what it had at first."""
+    redirect(log)
+    first = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    work(*arguments)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    Path(f"{log}.memory").write_text(f"{most >> 20} {first >> 20}")
+
+
+def mnist_sized():
+    """Random bits in place of MNIST's, as many as those."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(2, (70_000, 784), generator=generator, dtype=torch.uint8)  # no more at any time than the data
+    return Splits("binarized-mnist", x[:50_000], x[50_000:60_000], x[60_000:], data.FORMS["binarized-mnist"], "bits")
+
+
+def train_at_full_size(folder, stage, seconds):
+    """Some steps of a stage of mnist-mlp, as it is."""
+    config = RECIPES["mnist-mlp"].make()
+    epochs = {"autoencoder": {"epochs": 0}, "rbm": {"cd_epochs": 0, "pcd_epochs": 0}, "joint": {"epochs": 0}}
+    kept = {"autoencoder": {"epochs": 1}, "rbm": {"pcd_epochs": 1}, "joint": {"epochs": 1}}[stage]
+    for name, values in (epochs | {stage: epochs[stage] | kept}).items():
+        config = config.model_copy(update={name: getattr(config, name).model_copy(update=values)})
+    data.load = lambda *arguments: mnist_sized()
+    lb.train(config, folder, max_minutes=seconds / 60)
+
+
+def evaluate_at_full_size(images, samples, chains):
+    """The bound, AIS and RAISE with as many samples and chains as the documents quote, and few temperatures."""
+    model, x = lb.load_pretrained("mnist-mlp-best"), mnist_sized().test[:images]
+    counts = lb.Counts(samples, chains, 10, images, 4, 10)
+    lb.evaluate(model, x, "test", counts, "linear", torch.Generator().manual_seed(0))
+
+
+def validate_at_full_size():
+    """The quick estimate of an epoch's end."""
+    model, splits = lb.load_pretrained("mnist-mlp-best"), mnist_sized()
+    config = RECIPES["mnist-mlp"].make().validation.model_copy(update={"ais_temperatures": 50, "images": 500})
+    quick_nll(model, splits.valid, splits.train[:10_000], config, 0)
 
 
 def redirect(log):
