@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format docs test-mutants bench clean
+.PHONY: install demo test test-faults lint format docs test-mutants bench clean
 
 install: .venv/installed
 
@@ -18,7 +18,11 @@ demo: install
 	$(BIN)/python examples/demo.py
 
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# The tests of faults in their full form; docs/reliability.md has the table. Half an hour; writes results/faults.json.
+test-faults: install
+	FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_faults_*.py
 
 lint: install
 	$(BIN)/ruff check .

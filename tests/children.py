@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import faults
 import torch
 from test_train import tiny
 
@@ -237,5 +238,5 @@ def warm_up():
         lb.train(small(), Path(folder) / "run", quiet=True)
 
 
-if "forkserver" in " ".join(sys.argv) or os.environ.get("OMP_NUM_THREADS") == "1":
+if os.environ.get(faults.WARM_UP):  # in the process that others are forked from, and not in the tests' own
     warm_up()

@@ -20,6 +20,7 @@ FULL = os.environ.get("FAULTS") == "full"
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "reliability.md"
 RESULT = HERE.parent / "results" / "faults.json"
+WARM_UP = "LATENTBITS_TESTS_WARM_UP"
 TALLY = {}
 FIGURES = {}
 BEGAN = time.monotonic()
@@ -76,7 +77,8 @@ def server():
     """Processes forked from one that has imported everything and compiled all loops, on one thread."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["children"])
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "PYTHONPATH")}
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "PYTHONPATH", WARM_UP)}
+    os.environ[WARM_UP] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"  # a process that ran on several threads could not be forked
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), before["PYTHONPATH"] or ""])
     try:
