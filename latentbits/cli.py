@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import math
+import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__, colour, data, distributed, folders
-from .codes_cli import decode_run, encode_run, inpaint_run, score_run
+from .codes_cli import decode_run, encode_run, inpaint_run, score_run, warn_if_unfinished
 from .completion import options_of, options_of_section, script
 from .config import Config
 from .console import UsageError, check_device, check_numbers, check_output, check_writable, console, lookup, say
@@ -43,7 +45,7 @@ class TrainOptions:
     Attributes:
         run: Run folder; runs/RECIPE if not given.
         resume: Go on from the run folder's checkpoint.
-        max_minutes: Stop, resumable, after so long; no schedule depends on it.
+        max_minutes: Stop, resumable, after so long, wherever training is then; no schedule becomes shorter by it.
         data_dir: Folder with the data set's published files, or folder or archive of your own images.
         device: Where to train, such as cpu or cuda.
         tensorboard: Write the metrics to RUN/tensorboard as well, for TensorBoard.
@@ -94,9 +96,21 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
         print_recipes()
         say("\nOptions of a recipe: latentbits train RECIPE --help")
         raise SystemExit(0 if args else 2)
-    recipe = lookup(args[0], RECIPES, "recipe").make()
-    if args[0] == "my-images" and not {"-h", "--help"} & set(args):
-        args, recipe = for_my_images(args)
+    recipe, looks, note = lookup(args[0], RECIPES, "recipe").make(), args[0] == "my-images", None
+    if looks:
+        args = in_long_form(args)
+    if {"-h", "--help"} & set(args):
+        if looks:
+            say(
+                "latentbits train my-images --data PICTURES [--size PIXELS] …\n\n--data (or --data-dir) names a "
+                "folder, .tar or .zip of pictures; --size (or --data.size) is what they are scaled to. Networks and "
+                "epochs are chosen by looking at the pictures; the defaults below are others.\n"
+            )
+    elif started := to_resume(args):
+        recipe = started  # the options of the first start need not be given again
+    elif looks:
+        found, recipe = look_at_pictures(args)
+        note = found
     options = [("options", tyro.conf.OmitArgPrefixes[TrainOptions], dataclasses.field(default=TrainOptions()))]
     parsed: Any = tyro.cli(
         _parser_class(recipe, options),
@@ -107,41 +121,64 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     values = dataclasses.asdict(parsed)
     del values["options"]
     try:
-        return Config.model_validate({"recipe": recipe.recipe, **values}), parsed.options
+        config = recipe.vary(**values)
     except ValidationError as error:
         raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
+    if note is not None:
+        say(f"{parsed.options.data_dir}: {chosen(note, config)}")
+    return config, parsed.options
 
 
-def for_my_images(args: Sequence[str]) -> tuple[Sequence[str], Config]:
-    """The recipe for the pictures that the options name, which are looked at; and the options in their long form.
+def to_resume(args: Sequence[str]) -> Config | None:
+    """The configuration of the run that is to be gone on with, if that is asked for and the run is there.
 
-    ``--data images:PLACE`` and ``--size N`` stand for ``--data-dir PLACE`` and ``--data.size N``.
+    Raises:
+        UsageError: If it is a run of another recipe.
     """
+    words = [part for word in args for part in (word.split("=", 1) if word.startswith("--run=") else [word])]
+    folders = [value for word, value in pairwise(words) if word == "--run"]
+    run = Run(folders[-1] if folders else Path("runs") / args[0])
+    if "--resume" not in args or not run.exists():
+        return None
+    started = run.config
+    if started.recipe != args[0]:
+        raise UsageError(f"{run.path}: holds a run of {started.recipe}, and {args[0]} was asked for")
+    return started
+
+
+def chosen(found: folders.Description, config: Config) -> str:
+    """What was found and what is taken for it, in a line."""
+    epochs = " + ".join(str(stage.epochs) for stage in (config.autoencoder, config.rbm, config.joint))
+    return (
+        f"{found.files:,} pictures, {found.kind} by the first {found.looked_at:,}. Chosen: {config.data.size}x"
+        f"{config.data.size} pixels (--size), {config.model.network} networks, {config.model.latent} bits, {epochs} "
+        "epochs of stages 1 to 3. Every choice is an option (--help)"
+    )
+
+
+def in_long_form(args: Sequence[str]) -> list[str]:
+    """Options with ``--data images:PLACE`` and ``--size N`` as ``--data-dir PLACE`` and ``--data.size N``."""
     given: list[str] = []
     for word in args:
         name, sign, value = word.partition("=")
         given += [name, value] if sign and name in ("--data", "--data-dir", "--size", "--data.size") else [word]
     given = [{"--data": "--data-dir", "--size": "--data.size"}.get(word, word) for word in given]
-    given = [word.removeprefix("images:") for word in given]
-    places = [value for word, value in pairwise(given) if word == "--data-dir"]
-    sizes = [value for word, value in pairwise(given) if word == "--data.size"]
+    return [word.removeprefix("images:") for word in given]
+
+
+def look_at_pictures(args: Sequence[str]) -> tuple[folders.Description, Config]:
+    """What is at the place that the options name, and the recipe for it."""
+    places = [value for word, value in pairwise(args) if word == "--data-dir"]
+    sizes = [value for word, value in pairwise(args) if word == "--data.size"]
     if not places:
         raise UsageError("my-images: name a folder, .tar or .zip of pictures with --data images:PLACE")
     if sizes and not (sizes[-1].isdecimal() and len(sizes[-1]) < 10):
         raise UsageError(f"--data.size: expected a number of pixels, got {sizes[-1]}")
     found = folders.describe(Path(places[-1]))
     try:
-        recipe = my_images(cast(Any, found.kind), int(sizes[-1]) if sizes else 32, found.files)
+        return found, my_images(cast(Any, found.kind), int(sizes[-1]) if sizes else 32, found.files)
     except ValidationError as error:
         raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
-    networks = recipe.model.network
-    say(
-        f"{places[-1]}: {found.files:,} pictures, {found.kind} by the first {found.looked_at:,}. Chosen: "
-        f"{recipe.data.size}x{recipe.data.size} pixels, {networks} networks, {recipe.model.latent} bits, "
-        f"{recipe.autoencoder.epochs} + {recipe.rbm.epochs} + {recipe.joint.epochs} epochs of stages 1 to 3. Every "
-        "choice is an option (--help)"
-    )
-    return given, recipe
 
 
 def describe(problem: Any) -> str:
@@ -158,12 +195,6 @@ def train_command(args: Sequence[str]) -> int:
     folder = options.run or Path("runs") / config.recipe
     if options.max_minutes is not None and not options.max_minutes > 0:
         raise UsageError(f"--max-minutes: expected a positive number, got {options.max_minutes}")
-    if options.resume and Run(folder).exists():
-        started = Run(folder).config
-        if started.recipe != config.recipe:
-            raise UsageError(f"{folder}: holds a run of {started.recipe}, and {config.recipe} was asked for")
-        if config == RECIPES[config.recipe].make():
-            config = started  # the options of the first start need not be given again
     check_device(options.device)
     with distributed.processes(options.device):
         is_first = distributed.world().is_first
@@ -173,10 +204,12 @@ def train_command(args: Sequence[str]) -> int:
         )  # fmt: skip
     if not is_first:
         return 0
+    place = f" --data-dir {shlex.quote(str(options.data_dir))}" if options.data_dir else ""
+    path = shlex.quote(str(run.path))
     if run.finished:
-        say(f"finished: {run.path}\nnext: latentbits evaluate {run.path}")
+        say(f"finished: {run.path}\nnext: latentbits evaluate {path}{place}")
     else:
-        say(f"stopped: {run.path}\nnext: latentbits train {config.recipe} --run {run.path} --resume")
+        say(f"stopped: {run.path}\nnext: latentbits train {config.recipe} --run {path} --resume{place}")
     return 0
 
 
@@ -216,7 +249,7 @@ def evaluate_run(
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         seed: Seed of this evaluation.
         device: Where to evaluate, such as cpu or cuda.
-        data_dir: Folder with the data set's published files.
+        data_dir: Folder with the data set's published files, or folder or archive of your own images.
         out: Another file to write the result to.
         overwrite: Replace that file if it exists.
     """
@@ -253,6 +286,7 @@ def evaluate_run(
 def load_to_evaluate(run: Path, weights: str) -> LatentModel | RBM:
     """A run's model, if it has a likelihood."""
     model = load(run, weights)
+    warn_if_unfinished(Run(run))
     if isinstance(model, WGAN):
         raise UsageError(f"{run}: a GAN has no likelihood to evaluate; `latentbits sample {run}` draws from it")
     return model
@@ -291,7 +325,7 @@ def curve_run(
         temperatures: AIS temperatures, placed by an independent pilot run.
         seed: Seed of each evaluation, so that they share their random numbers.
         device: Where to evaluate, such as cpu or cuda.
-        data_dir: Folder with the data set's published files.
+        data_dir: Folder with the data set's published files, or folder or archive of your own images.
     """
     counts = Counts(samples, chains, temperatures, raise_images=0)
     check_options(counts, images)
@@ -370,6 +404,7 @@ def sample_run(
     counted = {"count": (count, 1), "gibbs-steps": (gibbs_steps, 0), "temperatures": (temperatures, 1)}
     check_numbers({**counted, "frames": (frames, 2)}, seed)
     model, form, generator = load(folder.path, weights), data.form_of(folder.config.data), seeded(seed)
+    warn_if_unfinished(folder)
     content = io.BytesIO()
     if gif:
         if temperatures > 1 or isinstance(model, WGAN) or not isinstance(getattr(model, "prior", model), RBM):
@@ -409,7 +444,7 @@ def report_run(
         gibbs_steps: Length of the chains behind the samples.
         diagnostics_seconds: About what the diagnostics of the RBM may cost; 0 for none.
         temperatures: Of parallel tempering, whose swaps the diagnostics count; as in training if not given, 1 for none.
-        data_dir: Folder with the data set's published files.
+        data_dir: Folder with the data set's published files, or folder or archive of your own images.
     """
     from .page import examine, page, trained_temperatures
     from .report import evaluation_table, exhibits, write_comparison, write_pictures
@@ -454,7 +489,9 @@ def export_run(
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         licence: Of the weights, for the model card, such as apache-2.0.
     """
-    say(f"written: {export(run, folder, weights, licence)}")
+    written = export(run, folder, weights, licence)
+    warn_if_unfinished(Run(run))
+    say(f"written: {written}")
 
 
 def print_recipes() -> None:
@@ -603,6 +640,8 @@ def refuse(reasons: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did its work, 2 if it was asked something it cannot do."""
     args = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:
+        warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # and no line of code
     if not args or args[0] in ("-h", "--help"):
         print_help()
         return 0 if args else 2

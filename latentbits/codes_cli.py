@@ -14,16 +14,19 @@ from torch import Tensor
 
 from . import data
 from .codes import Codes, load_codes, read_images, save_codes
-from .console import UsageError, check_numbers, check_output, check_writable, lookup, say
+from .console import UsageError, check_numbers, check_output, check_writable, lookup, say, warn
 from .evaluate import log_partition
 from .files import write_atomically
 from .folders import opened
 from .model import GaussianModel, LatentModel
 from .progress import Display
-from .runs import Run, load, pretrained_names, pretrained_path
+from .runs import FINISHED, Run, load, pretrained_names, pretrained_path
 from .splits import Form
 
 IMAGES_AT_ONCE = 500
+
+FEWEST_EFFECTIVE = 2.0
+"""Effective sample size below which a score rests on a sample or two, and its error cannot be trusted."""
 
 
 def find_run(name: str) -> Run:
@@ -40,7 +43,14 @@ def latent_model(run: Run, weights: str) -> LatentModel:
     model = load(run.path, weights)
     if not isinstance(model, LatentModel):
         raise UsageError(f"{run.path}: expected a model with an encoder and a decoder, found a {type(model).__name__}")
+    warn_if_unfinished(run)
     return model
+
+
+def warn_if_unfinished(run: Run) -> None:
+    """Say so if a run's training is not at its end."""
+    if run.checkpoint.is_file() and (stage := run.stage) != FINISHED:
+        warn(f"{run.path} is not finished (in the stage {stage}); its weights are those of the best validation so far")
 
 
 def chosen_images(run: Run, images: Path | None, split: str, data_dir: Path | None, invert: bool) -> tuple[Codes, Form]:
@@ -71,7 +81,7 @@ def encode_run(
         split: Of the run's data, if no images are named.
         invert: Exchange light and dark, as for ink on paper under a model of light strokes.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
-        data_dir: Folder with the data set's published files.
+        data_dir: Folder with the data set's published files, or folder or archive of your own images.
         overwrite: Replace the file if it exists.
     """
     check_output(out, overwrite)
@@ -128,7 +138,7 @@ def score_run(
     images: tyro.conf.Positional[Path | None] = None,
     out: Path = Path("scores.csv"),
     split: Literal["test", "valid", "train"] = "test",
-    samples: int = 1000,
+    samples: int = 200,
     chains: int = 1000,
     temperatures: int = 5000,
     invert: bool = False,
@@ -138,6 +148,8 @@ def score_run(
     overwrite: bool = False,
 ) -> None:
     """Write each image's log-likelihood with its standard error, the least likely first: for ranking, or outliers.
+
+    Time grows with the number of images and of samples: seconds for multi-layer perceptrons, minutes for residual ones.
 
     Args:
         run: A run folder, or the name of a model that comes with the package.
@@ -150,7 +162,7 @@ def score_run(
         invert: Exchange light and dark, as for ink on paper under a model of light strokes.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         seed: Seed of the samples and the chains.
-        data_dir: Folder with the data set's published files.
+        data_dir: Folder with the data set's published files, or folder or archive of your own images.
         overwrite: Replace the file if it exists.
     """
     check_numbers({"samples": (samples, 2), "chains": (chains, 2), "temperatures": (temperatures, 1)}, seed)
@@ -162,21 +174,33 @@ def score_run(
     log_z = log_partition(model.prior, chains, temperatures, generator)
     values: list[float] = []
     errors: list[float] = []
+    sizes: list[float] = []
     with Display(quiet=False) as display:
+        display.note(f"scoring {len(found.z):,} images with K = {samples:,} samples each")
         display.phase("scoring", len(found.z), 0)
-        for part in found.z.split(100):
+        for part in found.z.split(20):
             scores = model.score(part.float(), samples, log_z.value, generator)
             values += scores.log_prob.tolist()
             errors += scores.standard_error.tolist()
+            sizes += scores.effective_sample_size.tolist()
             display.advance(len(values))
-    rows = sorted(zip(values, errors, found.names, strict=True))
+            if len(values) == 20 and (left := display.seconds_left()) > 60:
+                display.note(f"about {left / 60:.0f} minutes; fewer --samples take less")
+    if sorted(sizes)[len(sizes) // 2] < FEWEST_EFFECTIVE:
+        warn(
+            "for half of the images one or two samples carry the whole weight (column effective_sample_size): their "
+            "bounds may lie far below their log-likelihoods, and the errors are larger than stated. More --samples "
+            "help, and so does a better model"
+        )
+    rows = sorted(zip(values, errors, found.names, sizes, strict=True))
     content = io.StringIO()
     writer = csv.writer(content)
-    writer.writerow(["name", "log_likelihood_nats", "standard_error", "bits_per_dimension"])
-    for value, error, name in rows:
-        writer.writerow([name, f"{value:.4f}", f"{error:.4f}", f"{-value / (form.dimensions * np.log(2)):.5f}"])
+    writer.writerow(["name", "log_likelihood_nats", "standard_error", "bits_per_dimension", "effective_sample_size"])
+    for value, error, name, size in rows:
+        bits = -value / (form.dimensions * np.log(2))
+        writer.writerow([name, f"{value:.4f}", f"{error:.4f}", f"{bits:.5f}", f"{size:.1f}"])
     write_atomically(out, content.getvalue().encode(errors="surrogateescape"))  # a name need not be UTF-8
-    for value, error, name in rows[:5]:
+    for value, error, name, _ in rows[:5]:
         say(f"least likely: {name}, {value:.2f} ± {error:.2f} nats")
     common = "exact" if log_z.method == "exact" else f"± {log_z.standard_error or float('nan'):.3f}, common to all"
     say(f"written: {out}, {len(rows):,} images, K = {samples:,}, log Z {common}")
@@ -190,8 +214,9 @@ def inpaint_run(
     out: Path = Path("inpainted.png"),
     count: int = 10,
     draws: int = 4,
-    steps: int = 200,
+    steps: int = 100,
     samples: int = 20,
+    means: bool | None = None,
     split: Literal["test", "valid", "train"] = "test",
     invert: bool = False,
     weights: str = "model",
@@ -211,11 +236,12 @@ def inpaint_run(
         draws: For each image.
         steps: Gibbs steps over latents and pixels.
         samples: Latents that compete at each step, 2 or more.
+        means: Show the mean of what is drawn in the last step, which is smooth; by default for images of 256 levels.
         split: Of the run's data, if no images are named.
         invert: Exchange light and dark, as for ink on paper under a model of light strokes.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         seed: Seed of the draws.
-        data_dir: Folder with the data set's published files.
+        data_dir: Folder with the data set's published files, or folder or archive of your own images.
         overwrite: Replace the picture if it exists.
     """
     from .report import grid, zoom_for
@@ -230,7 +256,11 @@ def inpaint_run(
     hidden = torch.where(known, x, (form.levels - 1) / 2)
     generator = torch.Generator().manual_seed(seed)
     begin = torch.where(known, x, x.mean(0).round()).repeat(draws, 1)
-    drawn = model.inpaint(begin, known, steps, samples, generator).view(draws, *x.shape)
+    smooth = form.levels > 2 if means is None else means
+    with Display(quiet=False) as display:
+        display.note(f"{len(begin):,} draws of {steps:,} steps")
+        display.phase("inpainting", steps, 0)
+        drawn = model.inpaint(begin, known, steps, samples, generator, smooth, display.advance).view(draws, *x.shape)
     content = io.BytesIO()
     grid(torch.cat([x, hidden, *drawn]), form, columns=len(x), zoom=zoom_for(form)).save(content, "PNG")
     write_atomically(out, content.getvalue())

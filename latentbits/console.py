@@ -21,6 +21,11 @@ def say(text: str) -> None:
     console.print(printable(text), soft_wrap=True, markup=False)
 
 
+def warn(text: str) -> None:
+    """Print a warning, on the error stream."""
+    Console(stderr=True, highlight=False).print(f"warning: {printable(text)}", soft_wrap=True, markup=False)
+
+
 class UsageError(ValueError):
     """A command line that cannot be obeyed."""
 

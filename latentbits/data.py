@@ -100,7 +100,8 @@ def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits
     if config.name == "cifar10":
         return cifar10(path)
     if path is None:
-        raise DataError(f"data.name={config.name}: is not downloaded; name its folder or archive with --data-dir")
+        what = "your own pictures are" if config.name == "images" else f"{config.name} is"
+        raise DataError(f"--data-dir: {what} not downloaded; name the folder or archive with --data-dir")
     if config.name == "imagenet64":
         return imagenet64(path)
     refuse = config.damaged == "refuse"

@@ -76,11 +76,13 @@ class Scores(NamedTuple):
 
     Attributes:
         log_prob: L_K, in nats, float64, with shape (B,).
-        standard_error: Of each, from the spread of its weights, with shape (B,).
+        standard_error: Of each, from the spread of its weights, with shape (B,); too small where few carry it.
+        effective_sample_size: Of the K samples, with shape (B,).
     """
 
     log_prob: Tensor
     standard_error: Tensor
+    effective_sample_size: Tensor
 
 
 def over_samples(function: Callable[[Tensor], Tensor], z: Tensor, elements: int) -> Tensor:
@@ -194,7 +196,7 @@ class LatentModel(nn.Module):
             generator: Source of the randomness; the default generator if None.
         """
         sums = self.importance_sums(x, samples, 0, generator)
-        return Scores(sums.log_mean - log_partition, sums.variance.sqrt())
+        return Scores(sums.log_mean - log_partition, sums.variance.sqrt(), sums.effective_sample_size)
 
     @torch.no_grad()
     def importance_sums(
@@ -277,7 +279,14 @@ class LatentModel(nn.Module):
 
     @torch.no_grad()
     def inpaint(
-        self, x: Tensor, known: Tensor, steps: int = 100, samples: int = 20, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        known: Tensor,
+        steps: int = 100,
+        samples: int = 20,
+        generator: torch.Generator | None = None,
+        means: bool = False,
+        progress: Callable[[float], None] | None = None,
     ) -> Tensor:
         """Draw the unknown pixels of images given the known ones, by Gibbs moves over latents and pixels.
 
@@ -291,9 +300,11 @@ class LatentModel(nn.Module):
             steps: Length of the walk.
             samples: How many z compete, 2 or more.
             generator: Source of the randomness; the default generator if None.
+            means: Give the mean of the unknown pixels' last distribution instead of a draw.
+            progress: Called with the number of steps that are done.
 
         Returns:
-            Images with shape (B, D), draws and not means.
+            Images with shape (B, D).
 
         Raises:
             ValueError: If shapes or counts do not fit.
@@ -305,7 +316,7 @@ class LatentModel(nn.Module):
             )
         x = x.to(self.prior.visible_bias)
         z = self.posterior(x).sample((1,), generator)
-        for _ in range(steps):
+        for step in range(steps):
             every = torch.cat([z, self.posterior(x).sample((samples - 1,), generator)])
             log_w = self.log_weight(x, every)
             u = uniform(log_w.shape, log_w, generator).clamp(min=1e-30)
@@ -314,7 +325,9 @@ class LatentModel(nn.Module):
             parts = z[0].split(self.rows_at_once())
             drawn = torch.cat([self.likelihood(part).sample(generator=generator) for part in parts])
             x = torch.where(known, x, drawn)
-        return x
+            if progress is not None:
+                progress(step + 1)
+        return torch.where(known, x, self.decode(z[0])) if means else x
 
 
 class GaussianModel(LatentModel):

@@ -1,5 +1,7 @@
 """What a person sees while something runs: a bar with time left, and a line for each epoch."""
 
+import math
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -105,12 +107,20 @@ class Display:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(title, total=total, completed=done)
-        self._title = title
+        self._title, self._total, self._began = title, total, (time.monotonic(), done)
+        self._done: float = done
 
     def advance(self, done: float) -> None:
         """Move the bar to ``done``."""
         if self._task is not None:
             self._bar.update(self._task, completed=done)
+            self._done = done
+
+    def seconds_left(self) -> float:
+        """Of the phase, by what it has taken so far; infinite at its start."""
+        began, first = self._began
+        done = self._done - first
+        return (time.monotonic() - began) / done * (self._total - self._done) if done else math.inf
 
     def share(self, title: str, share: float, so_far: str = "") -> None:
         """Show that a phase has come to a share of its work between 0 and 1, and what it has found so far."""
@@ -123,7 +133,12 @@ class Display:
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Print an epoch's line."""
         values = [text.format(row[name]) for name, text in _SHOWN.items() if name in row]
-        self.note(f"{STAGE_TITLES.get(row['stage'], row['stage'])}, epoch {row['epoch']}: {', '.join(values)}")
+        epochs = round(row["epoch"] * self._total / row["step"])
+        left = self.seconds_left()
+        if not self.console.is_terminal and 60 < left < math.inf:  # a terminal has the bar
+            values.append(f"about {left / 60:.0f} min left in this stage")
+        title = STAGE_TITLES.get(row["stage"], row["stage"])
+        self.note(f"{title}, epoch {row['epoch']} of {epochs}: {', '.join(values)}")
 
     def note(self, text: str) -> None:
         """Print a line."""

@@ -199,9 +199,14 @@ class Run:
             return f"{error}. Going on from the checkpoint before it; a damaged one is kept as checkpoint-damaged"
 
     @property
+    def stage(self) -> str:
+        """The stage that the checkpoint is in, or "finished"; empty without a checkpoint."""
+        return str(load_state(self.checkpoint)["stage"]) if self.checkpoint.is_file() else ""
+
+    @property
     def finished(self) -> bool:
         """Whether the run came to the end of its stages."""
-        return self.checkpoint.is_file() and load_state(self.checkpoint)["stage"] == FINISHED
+        return self.stage == FINISHED
 
     @contextmanager
     def lock(self) -> Iterator[None]:

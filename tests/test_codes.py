@@ -12,7 +12,7 @@ from PIL import Image
 from test_train import tiny
 
 import latentbits as lb
-from latentbits import codes, data
+from latentbits import codes, codes_cli, data
 from latentbits.cli import main
 from latentbits.codes import Codes, CodesError
 from latentbits.splits import Form
@@ -111,6 +111,42 @@ def test_inpainting_keeps_what_is_known(run, pictures, tmp_path, capsys):
     Image.fromarray(mask[:5]).save(tmp_path / "small.png")
     assert main(["inpaint", str(run.path), str(folder), "--mask", str(tmp_path / "small.png")]) == 2
     assert "--mask: expected 8x8 pixels, got 8x5" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_says_so(tmp_path, pictures, capsys):
+    config = tiny(joint={"epochs": 2})
+    run = lb.train(config, tmp_path / "run", max_minutes=1e-9, quiet=True)
+    while not (run.path / "rbm.safetensors").is_file():
+        lb.train(config, run.path, resume=True, max_minutes=1e-9, quiet=True)
+    folder, _ = pictures
+    assert main(["encode", str(run.path), str(folder), "--out", str(tmp_path / "codes.npz")]) == 0
+    assert "is not finished (in the stage joint)" in capsys.readouterr().err
+    assert main(["export", str(run.path), str(tmp_path / "shared")]) == 0
+    assert "is not finished" in capsys.readouterr().err
+
+
+def test_inpainted_means_are_smooth_and_progress_is_told(run):
+    model, told = lb.load(run.path), []
+    x, known = torch.zeros(3, 64), torch.arange(64) < 32
+    means = model.inpaint(x, known, 4, 5, seeded(0), means=True, progress=told.append)
+    draws = model.inpaint(x, known, 4, 5, seeded(0))
+    assert told == [1, 2, 3, 4]
+    assert set(draws.unique().tolist()) <= {0.0, 1.0}
+    assert ((means[:, 32:] > 0) & (means[:, 32:] < 1)).all()
+    assert (means[:, :32] == 0).all()
+
+
+def test_scores_on_few_samples_are_warned_of(run, pictures, tmp_path, capsys, monkeypatch):
+    folder, _ = pictures
+    command = ["score", str(run.path), str(folder), "--samples", "50", "--out", str(tmp_path / "s.csv"), "--overwrite"]
+    assert main(command) == 0
+    assert "carry the whole weight" not in capsys.readouterr().err
+    monkeypatch.setattr(codes_cli, "FEWEST_EFFECTIVE", 60.0)
+    assert main(command) == 0
+    assert "carry the whole weight" in capsys.readouterr().err
+    rows = (tmp_path / "s.csv").read_text().splitlines()
+    assert rows[0].split(",")[-1] == "effective_sample_size"
+    assert all(1 <= float(row.split(",")[-1]) <= 50 for row in rows[1:])
 
 
 def test_names_from_a_file_cannot_leave_the_folder(run, tmp_path):

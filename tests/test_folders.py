@@ -180,7 +180,7 @@ def test_own_images_become_grey_or_black_and_white(tmp_path):
 
 
 def test_own_images_need_a_place_and_enough_of_them(tmp_path, files):
-    with pytest.raises(DataError, match="name its folder or archive with --data-dir"):
+    with pytest.raises(DataError, match="own pictures are not downloaded; name the folder or archive with --data-dir"):
         data.load(DataConfig(name="images"))
     path = write(dict(list(files.items())[:2]), tmp_path / "folder")
     with pytest.raises(DataError, match="expected enough pictures for training, validation and test, found 2"):
@@ -251,6 +251,13 @@ def test_own_pictures_are_trained_by_what_they_are(tmp_path, kind, capsys):
     assert f"60 pictures, {kind} by the first 60. Chosen: 16x16 pixels" in said
     assert data.form_of(lb.Run(run).config.data).image == ((3 if kind == "colour" else 1), 16, 16)
     assert main([*command, *few, "--resume"]) == 0
+    # what is typed is what is printed: the options of the first start are the run's
+    again = ["train", "my-images", "--run", str(run), "--resume", "--data-dir", str(path)]
+    assert "4 + " not in said
+    assert "1 + 2 + 1 epochs" in said
+    assert main(again) == 0
+    assert main([*again, "--joint.epochs", "2"]) == 2
+    assert "joint.epochs: 1 -> 2" in capsys.readouterr().err
     assert main(["encode", str(run), str(path), "--out", str(tmp_path / "codes.npz")]) == 0
     assert len(lb.load_codes(tmp_path / "codes.npz").names) == 60
 
