@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-mutants bench clean
+.PHONY: install demo test lint format test-faults test-mutants bench clean
 
 install: .venv/installed
 
@@ -28,6 +28,11 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What a bad day does, in full: kills, full disks, damaged, wrong and harmful files, explosions. Some 15 minutes; writes
+# results/faults.json. `make test` runs a short form.
+test-faults: install
+	FAULTS=full $(BIN)/python -m pytest --capture=sys $(wildcard tests/test_faults_*.py)
 
 # Changes the maths one token at a time and runs the tests against each change; lists what no test noticed.
 test-mutants: install
