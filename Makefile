@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-faults lint format docs test-mutants bench clean
+.PHONY: install demo test lint format docs test-faults test-mutants bench clean
 
 install: .venv/installed
 
@@ -20,10 +20,6 @@ demo: install
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# The tests of faults in their full form; docs/reliability.md has the table. Half an hour; writes results/faults.json.
-test-faults: install
-	FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_faults_*.py
-
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,6 +33,11 @@ format: install
 # `.venv/bin/mkdocs serve` shows it at once.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# What a bad day does, in full: kills, full disks, damaged, wrong and harmful files, explosions. Some 15 minutes; writes
+# results/faults.json. `make test` runs a short form.
+test-faults: install
+	FAULTS=full $(BIN)/python -m pytest --capture=sys $(wildcard tests/test_faults_*.py)
 
 # Changes the maths one token at a time and runs the tests against each change; lists what no test noticed.
 test-mutants: install

@@ -211,7 +211,9 @@ def read_sealed(path: Path, oldest: int = 0) -> tuple[dict[str, Tensor], dict[st
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except FileNotFoundError as error:
         raise FileError(f"{path}: not found") from error
-    except (SafetensorError, ValueError, OSError, MemoryError) as error:
+    except PermissionError as error:  # it may be whole
+        raise FileError(f"{path}: cannot be read; correct its permissions") from error
+    except (SafetensorError, ValueError, OSError) as error:
         if isinstance(error, FileError):
             raise
         raise DamagedError(f"{path}: expected a whole safetensors file, found a damaged one ({error})") from error

@@ -324,10 +324,13 @@ class Session:
         self._last_tick = now
 
     def _check(self) -> None:
-        """Refuse to go on with what is not finite, or with a prior that has exploded."""
+        """Refuse to go on with what is not finite, or with a prior that has exploded, in any process."""
         bad = [name for name, total in self.state.totals.items() if not math.isfinite(total)]
-        self._refuse(bad + [name for name, p in self.state.model.named_parameters() if not p.isfinite().all()])
-        if self._gap > self._most_gap:
+        bad += [name for name, p in self.state.model.named_parameters() if not p.isfinite().all()]
+        broken, exploded = distributed.any_of(bool(bad), self._gap > self._most_gap)
+        if broken:
+            self._refuse(bad or ["values of another process are"])
+        if exploded:
             raise TrainingError(
                 f"{self._where()}: the prior exploded: the free energies of data and chains came {self._gap:,.0f} nats "
                 f"apart, expected up to {self._most_gap:,.0f}; the last good checkpoint is kept. Lower the prior's "

@@ -1,5 +1,6 @@
 """Fixtures: the CPU paths of the samplers, and the number of threads put back."""
 
+import multiprocessing
 import os
 from importlib import import_module
 
@@ -45,7 +46,9 @@ def to_path(request, set_bfloat16_units):
 @pytest.fixture(scope="session")
 def processes():
     """Where the processes of tests/children.py come from."""
-    return faults.server()
+    yield faults.server()
+    for process in multiprocessing.active_children():  # of tests that have failed; training takes its time at SIGTERM
+        process.kill()
 
 
 @pytest.fixture(scope="session", autouse=True)

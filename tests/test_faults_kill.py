@@ -17,7 +17,9 @@ STAGES = ("beginning", "autoencoder", "rbm", "warm_start", "joint")
 
 def finish(process, seconds=120):
     process.join(seconds)
-    assert process.exitcode is not None
+    if process.exitcode is None:
+        process.kill()
+        pytest.fail(f"a process did not end in {seconds} seconds")
     return process.exitcode
 
 
