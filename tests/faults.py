@@ -33,8 +33,11 @@ def form(short, full):
 
 def documented():
     """Fault -> cases of the short and of the full form, from the document's table."""
-    rows = re.findall(r"^\| (.+?) \|.*\| ([\d,]+) \| ([\d,]+) \|$", DOCUMENT.read_text(), re.MULTILINE)
-    return {fault: tuple(int(number.replace(",", "")) for number in numbers) for fault, *numbers in rows}
+    rows = re.findall(r"^\| (.+?) \|.*\| ([\d,]+) \| ([\d,]+|each) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    return {
+        fault: (int(short.replace(",", "")), None if full == "each" else int(full.replace(",", "")))
+        for fault, short, full in rows
+    }
 
 
 def ran(fault, cases):

@@ -28,7 +28,7 @@ from test_train import tiny
 
 import latentbits as lb
 from latentbits import colour, data, files
-from latentbits.cli import main
+from latentbits.cli import NOT_OPTIONS, main
 from latentbits.config import MOST, Config
 from latentbits.data import MNIST_FILES, AmatFile
 from latentbits.recipes import RECIPES
@@ -114,7 +114,7 @@ def settings_to_break():
     for section, info in Config.model_fields.items():
         fields = getattr(info.annotation, "model_fields", {"": info})
         for name, field in fields.items():
-            if section == "recipe":
+            if (name or section) in NOT_OPTIONS:
                 continue
             option = "--" + ".".join(part for part in (section, name) if part).replace("_", "-")
             kind = field.annotation
@@ -363,8 +363,9 @@ def test_records(place, name, damage, junk, whole):
         else:
             change, at, bit = damage
             path.write_bytes(change(path.read_bytes(), at, bit))
-        patch.setattr("latentbits.report.exhibits", None, raising=False)
-        patch.setattr("latentbits.report.load", lambda *arguments: (_ for _ in ()).throw(lb.RunError("drawn so far")))
+        patch.setattr(
+            "latentbits.report.exhibits", lambda *arguments: (_ for _ in ()).throw(lb.RunError("drawn so far"))
+        )
         before = path.read_bytes()
         status, errors = told(["report", folder / "run"])
         assert status == 2
@@ -461,7 +462,7 @@ def loaded(words, place, patch):
     """The images that a command would train on, or the line by which they are refused."""
     found = []
 
-    def stop(config, splits):
+    def stop(config, splits, model):
         found.append({bytes(row) for part in splits[1:4] for row in part.numpy()})
         raise lb.RunError("loaded")
 

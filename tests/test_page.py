@@ -185,7 +185,7 @@ def test_the_command_repeats_the_run(runs, outline):
     config, options = parse_train(words[2:])
     assert config == Run(runs[0]).config
     assert options.run == runs[0].with_name("first-again")
-    assert "latentbits " in outline.texts["repeat"].split("Its evaluation was")[1]
+    assert "latentbits" in outline.texts["repeat"].split("Its evaluation was")[1]
 
 
 def test_runs_are_compared(runs, outline):
