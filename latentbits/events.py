@@ -36,7 +36,7 @@ class Events:
     def __init__(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
 
-        folder = run.path / "tensorboard"
+        folder = run.inner("tensorboard")
         for path in folder.glob(f"{_PREFIX}*"):
             path.unlink()
         self._writer = SummaryWriter(str(folder))
