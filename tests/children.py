@@ -131,13 +131,13 @@ def train_small(folder, log, resume=False, at=0, act="full"):
 def compete(folder, log, barrier, seed, late):
     """Start a run that has nothing to train, at the same time as another process does; 2 if it is refused.
 
-    One that is late has seen no run in the folder, and comes to the lock when there is one.
+    One that is late has seen no run in the folder, and comes to the lock when there is a finished one.
     """
     redirect(log)
     lock = runs.Run.lock
 
     def after_the_other(run):
-        while not run.exists():
+        while not run.finished:
             time.sleep(0.001)
         return lock(run)
 
