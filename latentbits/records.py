@@ -114,11 +114,12 @@ def last_evaluation(run: Run) -> Record | None:
         return None
     try:
         about = json.loads(read_text(path))
-        missing = {"command", "images", "weights", "data_checksum", "versions"} - about.keys()
-        if missing:
-            raise ValueError(f"without {', '.join(sorted(missing))}")
-        if not isinstance(about["weights"], dict):
-            raise ValueError("weights: expected a table")
+        kinds = {"command": str, "images": str, "data_checksum": str, "weights": dict, "versions": dict}
+        for name, kind in kinds.items():
+            if not isinstance(about[name], kind):
+                raise ValueError(f"{name}: expected a {kind.__name__}")
+        if not isinstance(about["weights"]["file"], str):
+            raise ValueError("weights: expected their file's name")
         return Record(Evaluation.model_validate(about["evaluation"]), about)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path}: damaged; evaluate again to replace it") from error

@@ -330,7 +330,11 @@ def _check_metrics(row: Any) -> None:
             float(value)
     row["stage"].lower()
     if "step" in row:
-        int(row["epoch"])
+        int(row["epoch"]), float(row["seconds"])
+    if row["stage"] == "conversion":
+        float(row["scale"]), row["nll_by_scale"].items()
+    if row["stage"] == "start":
+        row["weights"].lower(), row["sha256"].lower()
 
 
 def _check_curve(row: Any) -> None:

@@ -128,9 +128,20 @@ def train_small(folder, log, resume=False, at=0, act="full"):
     lb.train(small(), folder, resume, quiet=True)
 
 
-def compete(folder, log, barrier, seed):
-    """Start a run that has nothing to train, at the same time as another process does; 2 if it is refused."""
+def compete(folder, log, barrier, seed, late):
+    """Start a run that has nothing to train, at the same time as another process does; 2 if it is refused.
+
+    One that is late has seen no run in the folder, and comes to the lock when there is a finished one.
+    """
     redirect(log)
+    lock = runs.Run.lock
+
+    def after_the_other(run):
+        while not run.finished:
+            time.sleep(0.001)
+        return lock(run)
+
+    runs.Run.lock = after_the_other if late else lock
     nothing = {"autoencoder": {"epochs": 0}, "rbm": {"cd_epochs": 0, "pcd_epochs": 0}, "joint": {"epochs": 0}}
     write = runs.write_atomically
     runs.write_atomically = lambda *arguments: (time.sleep(0.02), write(*arguments))

@@ -267,6 +267,24 @@ def test_two_damaged_checkpoints_are_an_error_and_a_missing_one_is_not(tmp_path,
     faults.ran("no whole checkpoint", 3)
 
 
+def test_weights_before_the_first_minute_are_no_obstacle(tmp_path):
+    """The first weights are kept before a minute has passed: a run that dies then has a checkpoint all the same."""
+    config = tiny(autoencoder={"epochs": 0}, rbm={"cd_epochs": 0, "pcd_epochs": 0}, joint={"epochs": 3})
+    whole = lb.train(config, tmp_path / "whole", quiet=True)
+    save = Run.save_weights
+
+    def dies(self, *arguments):
+        save(self, *arguments)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_weights", dies)
+        with pytest.raises(KeyboardInterrupt):
+            lb.train(config, tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert_same_run(whole, lb.train(config, tmp_path / "run", resume=True, quiet=True))
+
+
 def answers(run):
     """What a run's model says of an image, to compare by."""
     model = lb.load(run.path)

@@ -154,12 +154,12 @@ def test_a_second_process_in_a_run_folder_is_refused(processes, whole, tmp_path)
 
 
 def test_two_processes_that_start_together_do_not_share_a_folder(processes, tmp_path):
-    cases = faults.form(3, 30)
+    cases = faults.form(4, 30)
     for number in range(cases):
         folder, barrier = tmp_path / str(number), processes.Barrier(2)
         both = [
-            started(processes, children.compete, folder, tmp_path / f"{number}-{seed}.log", barrier, seed)
-            for seed in (1, 2)
+            started(processes, children.compete, folder, tmp_path / f"{number}-{seed}.log", barrier, seed, late)
+            for seed, late in ((1, False), (2, bool(number % 2)))
         ]
         assert sorted(finish(process) for process in both) == [0, 2]
         winner = next(seed for seed, process in zip((1, 2), both, strict=True) if process.exitcode == 0)

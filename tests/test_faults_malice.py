@@ -45,22 +45,22 @@ def pickled(folder):
     return pickle.dumps(Harm(folder.parent / "harmed"))
 
 
-def deflated_zeros(size):
-    """A raw deflate stream of that many zeros, made of one block that is repeated."""
-    part = min(size, 2**24)
+def deflated(begin, part, times):
+    """A raw deflate stream of some bytes, and then of a part that is repeated, packed once."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    block = packer.compress(bytes(part)) + packer.flush(zlib.Z_FULL_FLUSH)
-    return block * (size // part) + b"\x03\x00"
+    first = packer.compress(begin) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(part) + packer.flush(zlib.Z_FULL_FLUSH)
+    return first + block * times + b"\x03\x00"
 
 
-def gzipped(begin, size):
-    """A gzip file with some bytes and then zeros, in members."""
-    members = begin + bytes(-len(begin) % 512)
-    part = bytes(2**24)
-    pack = zlib.compressobj(9, zlib.DEFLATED, 31)
-    member = pack.compress(part) + pack.flush()
-    first = zlib.compressobj(9, zlib.DEFLATED, 31)
-    return first.compress(members) + first.flush() + member * (size // len(part))
+def deflated_zeros(size):
+    part = min(size, 2**24)
+    return deflated(b"", bytes(part), size // part)
+
+
+def gzipped(begin, part=bytes(2**24), times=0):
+    """The same as a gzip file, whose checksum at the end nothing will come to."""
+    return b"\x1f\x8b\x08" + bytes(6) + b"\xff" + deflated(begin, part, times) + bytes(8)
 
 
 def zip_of(name, size, stream, claimed=None):
@@ -192,6 +192,11 @@ def link_for_lock(folder):
     return ["train", "digits", "--run", folder / "run", "--resume"]
 
 
+def link_for_events(folder):
+    (folder / "run" / "tensorboard").symlink_to(folder / "outside")
+    return ["train", "digits", "--run", folder / "run", "--resume", "--tensorboard"]
+
+
 def link_for_metrics(folder):
     (folder / "run" / "metrics.jsonl").unlink()
     (folder / "run" / "metrics.jsonl").symlink_to(folder / "outside.txt")
@@ -241,10 +246,7 @@ def sparse_pax():
     begin = tarfile.TarInfo("a.png")
     begin.size = GIB
     begin.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.png"}
-    part = b"1\n" * 2**19
-    pack = zlib.compressobj(9, zlib.DEFLATED, 31)
-    member = pack.compress(part) + pack.flush()
-    return gzipped(begin.tobuf(tarfile.PAX_FORMAT) + b"99999999999\n" + b"1\n" * 250, 0) + member * 1024
+    return gzipped(begin.tobuf(tarfile.PAX_FORMAT) + b"99999999999\n" + b"1\n" * 250, b"1\n" * 2**19, 1024)
 
 
 def old_sparse():
@@ -252,9 +254,7 @@ def old_sparse():
     header = bytearray(tar_header("a.png", 0, tarfile.GNUTYPE_SPARSE))
     header[482] = 1
     header[148:156] = b"%06o\x00 " % (sum(header[:148]) + sum(header[156:512]) + 8 * 32)
-    pack = zlib.compressobj(9, zlib.DEFLATED, 31)
-    member = pack.compress(block * 2**11) + pack.flush()
-    return gzipped(bytes(header), 0) + member * 1024
+    return gzipped(bytes(header), block * 2**11, 1024)
 
 
 def wide_xz(content):
@@ -284,7 +284,7 @@ def cifar_zeros():
 def long_cifar(folder):
     for name in colour.CIFAR10_BATCHES:
         with open(folder / name, "wb") as stream:
-            stream.truncate(100 * GIB)  # without blocks on the disk
+            stream.truncate(700 * 2**20)  # without blocks on the disk
     return ["train", "cifar10-small", "--data-dir", folder, "--run", folder / "new"]
 
 
@@ -397,6 +397,7 @@ REFUSED = {
     "a link for evaluations.jsonl": link_for("evaluations.jsonl", ["evaluate", *FEW, "--raise-images", "0"]),
     "a link for the folder of pictures": link_for("report", ["report"], "outside"),
     "a link for an unfinished evaluation": link_for("unfinished-evaluation", ["evaluate", *FEW], "outside"),
+    "a link for events": link_for_events,
     "a link for the lock": link_for_lock,
     "a device for weights": device_for_weights,
     "a PNG of 60,000 x 60,000 pixels": picture("a.png", enormous_png),
@@ -407,17 +408,20 @@ REFUSED = {
     "a zip with a gigabyte in a megabyte": archive("a.zip", lambda: zip_of("a.png", GIB, deflated_zeros(GIB))),
     "a zip entry that claims 4 GiB": archive("a.zip", lambda: zip_of("a.png", 9, deflated_zeros(2**24), 2**32 - 1)),
     "a tar whose name has a gigabyte": archive(
-        "a.tar", lambda: gzipped(tar_header("././@LongLink", GIB, tarfile.GNUTYPE_LONGNAME), GIB)
+        "a.tar", lambda: gzipped(tar_header("././@LongLink", GIB, tarfile.GNUTYPE_LONGNAME), times=64)
     ),
-    "a tar whose header has a gigabyte": archive("a.tar", lambda: gzipped(tar_header("h", GIB, tarfile.XHDTYPE), GIB)),
+    "a tar whose header has a gigabyte": archive(
+        "a.tar", lambda: gzipped(tar_header("h", GIB, tarfile.XHDTYPE), times=64)
+    ),
     "a tar with an endless map of a sparse file": archive("a.tar", sparse_pax),
     "a tar with an endless map of an old sparse file": archive("a.tar", old_sparse),
     "a tar entry that claims 4 GiB": archive("a.tar", lambda: tar_header("a.png", 2**32) + bytes(1024)),
     "xz files with a gigabyte each": cifar(cifar_zeros),
     "xz files that ask for 4 GiB": cifar(lambda: wide_xz(bytes(10_000))),
-    "batches of 100 GiB": long_cifar,
+    "batches of 700 MiB": long_cifar,  # for which there is room
+    "text files of 700 MiB": mnist("", lambda stream: stream.truncate(700 * 2**20)),
     "text files of 100 GiB": mnist("", lambda stream: stream.truncate(100 * GIB)),
-    "gzip files with a gigabyte each": mnist(".gz", lambda stream: stream.write(gzipped(b"0 ", GIB))),
+    "gzip files with a gigabyte each": mnist(".gz", lambda stream: stream.write(gzipped(b"0 ", times=64))),
     "codes that claim 10^12 rows": claiming_codes,
     "codes that claim 4 GiB": codes_bomb,
     "codes that grow 32-fold": codes(
@@ -430,6 +434,7 @@ REFUSED = {
     "a tensor of 16 GiB": model_file(sparse_tensor, 16 * GIB),
     "a deep header": model_file(lambda: struct.pack("<Q", 10**6) + b"[" * 10**6),
     "a model of 2^62 weights": changed_configuration("model", latent=2**31 - 1, hidden=2**31 - 1),
+    "a model of 160 million weights": changed_configuration("model", layers=[9000, 9000]),  # for which there is room
     "a model of 10^10 weights": changed_configuration("model", layers=[100_000, 100_000]),
     "a model of a million layers": changed_configuration("model", layers=[1] * 10**6),
     "a configuration of 100 GiB": lambda folder: sparse_text(folder, "config.json", "sample"),

@@ -76,7 +76,9 @@ def test_a_prior_that_explodes_stops_the_run(tmp_path):
     faults.ran("prior that explodes", len(chosen))
 
 
-def test_values_that_are_not_finite_stop_the_run(tmp_path):
+def test_values_that_are_not_finite_stop_the_run(tmp_path, monkeypatch):
+    """Before any checkpoint could hold them."""
+    monkeypatch.setattr(session, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     chosen = list(NOT_FINITE)[: faults.form(2, None)]
     for i, name in enumerate(chosen):
         message = refused(NOT_FINITE[name], tmp_path / str(i))
