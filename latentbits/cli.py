@@ -1,25 +1,20 @@
-"""The command ``latentbits``; its commands on images of one's own are in :mod:`latentbits.codes_cli`."""
+"""The command ``latentbits``; training is in :mod:`latentbits.train_cli`, codes in :mod:`latentbits.codes_cli`."""
 
-import dataclasses
 import io
 import math
-import shlex
 import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
-from pydantic import BaseModel, ValidationError
 from rich.console import Console
-from rich.table import Table
 
-from . import __version__, colour, data, distributed, folders
+from . import __version__, colour, data, distributed
 from .codes_cli import decode_run, encode_run, inpaint_run, score_run, warn_if_unfinished
 from .completion import options_of, options_of_section, script
 from .config import Config
@@ -29,188 +24,13 @@ from .files import FileError, write_atomically
 from .model import WGAN, LatentModel
 from .progress import Display, printable
 from .rbm import RBM
-from .recipes import RECIPES, my_images
+from .recipes import RECIPES
 from .records import evaluation_record, keep_evaluation, last_evaluation
 from .runs import Run, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .sharing import export
 from .splits import DataError, cache_dir
-from .train import train
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Where and how long to train.
-
-    Attributes:
-        run: Run folder; runs/RECIPE if not given.
-        resume: Go on from the run folder's checkpoint.
-        max_minutes: Stop, resumable, after so long, wherever training is then; no schedule becomes shorter by it.
-        data_dir: Folder with the data set's published files, or folder or archive of your own images.
-        device: Where to train, such as cpu or cuda.
-        tensorboard: Write the metrics to RUN/tensorboard as well, for TensorBoard.
-    """
-
-    run: Path | None = None
-    resume: bool = False
-    max_minutes: float | None = None
-    data_dir: Path | None = None
-    device: str = "cpu"
-    tensorboard: bool = False
-
-
-NOT_OPTIONS = ("recipe", "sampler", "image", "levels")
-"""The command names the recipe, and the others are for Python."""
-
-
-def _parser_class(section: BaseModel, extra: Sequence[Any] = ()) -> type:
-    """A dataclass with a configuration's fields and defaults but without its checks.
-
-    The parser fills it, and one validation afterwards names every problem in every section at once.
-    """
-    fields: list[Any] = []
-    for name, info in type(section).model_fields.items():
-        value = getattr(section, name)
-        if name in NOT_OPTIONS:
-            continue
-        if isinstance(value, BaseModel):
-            inner = _parser_class(value)
-            fields.append((name, inner, dataclasses.field(default=inner())))
-        else:
-            kind = Annotated[info.annotation, tyro.conf.arg(help=info.description or "")]  # type: ignore[name-defined]
-            fields.append((name, kind, dataclasses.field(default=value)))
-    return dataclasses.make_dataclass(
-        type(section).__name__, [*fields, *extra], frozen=True, namespace={"__doc__": type(section).__doc__}
-    )
-
-
-def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
-    """Recipe, overrides and options of ``latentbits train``.
-
-    Raises:
-        UsageError: If the recipe is unknown or a value is out of range; each problem has a line.
-    """
-    if not args or args[0] in ("-h", "--help"):
-        say("usage: latentbits train RECIPE [--section.option VALUE …] [--run DIR] [--resume]\n")
-        say("  latentbits train digits --run runs/first\n  latentbits train mnist-mlp --max-minutes 30\n")
-        print_recipes()
-        say("\nOptions of a recipe: latentbits train RECIPE --help")
-        raise SystemExit(0 if args else 2)
-    recipe, looks, note = lookup(args[0], RECIPES, "recipe").make(), args[0] == "my-images", None
-    if looks:
-        args = in_long_form(args)
-    if {"-h", "--help"} & set(args):
-        if looks:
-            say(
-                "latentbits train my-images --data PICTURES [--size PIXELS] …\n\n--data (or --data-dir) names a "
-                "folder, .tar or .zip of pictures; --size (or --data.size) is what they are scaled to. Networks and "
-                "epochs are chosen by looking at the pictures; the defaults below are others.\n"
-            )
-    elif started := to_resume(args):
-        recipe = started  # the options of the first start need not be given again
-    elif looks:
-        found, recipe = look_at_pictures(args)
-        note = found
-    options = [("options", tyro.conf.OmitArgPrefixes[TrainOptions], dataclasses.field(default=TrainOptions()))]
-    parsed: Any = tyro.cli(
-        _parser_class(recipe, options),
-        args=list(args[1:]),
-        prog=f"latentbits train {args[0]}",
-        description="",
-    )
-    values = dataclasses.asdict(parsed)
-    del values["options"]
-    try:
-        config = recipe.vary(**values)
-    except ValidationError as error:
-        raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
-    if note is not None:
-        say(f"{parsed.options.data_dir}: {chosen(note, config)}")
-    return config, parsed.options
-
-
-def to_resume(args: Sequence[str]) -> Config | None:
-    """The configuration of the run that is to be gone on with, if that is asked for and the run is there.
-
-    Raises:
-        UsageError: If it is a run of another recipe.
-    """
-    words = [part for word in args for part in (word.split("=", 1) if word.startswith("--run=") else [word])]
-    folders = [value for word, value in pairwise(words) if word == "--run"]
-    run = Run(folders[-1] if folders else Path("runs") / args[0])
-    if "--resume" not in args or not run.exists():
-        return None
-    started = run.config
-    if started.recipe != args[0]:
-        raise UsageError(f"{run.path}: holds a run of {started.recipe}, and {args[0]} was asked for")
-    return started
-
-
-def chosen(found: folders.Description, config: Config) -> str:
-    """What was found and what is taken for it, in a line."""
-    epochs = " + ".join(str(stage.epochs) for stage in (config.autoencoder, config.rbm, config.joint))
-    return (
-        f"{found.files:,} pictures, {found.kind} by the first {found.looked_at:,}. Chosen: {config.data.size}x"
-        f"{config.data.size} pixels (--size), {config.model.network} networks, {config.model.latent} bits, {epochs} "
-        "epochs of stages 1 to 3. Every choice is an option (--help)"
-    )
-
-
-def in_long_form(args: Sequence[str]) -> list[str]:
-    """Options with ``--data images:PLACE`` and ``--size N`` as ``--data-dir PLACE`` and ``--data.size N``."""
-    given: list[str] = []
-    for word in args:
-        name, sign, value = word.partition("=")
-        given += [name, value] if sign and name in ("--data", "--data-dir", "--size", "--data.size") else [word]
-    given = [{"--data": "--data-dir", "--size": "--data.size"}.get(word, word) for word in given]
-    return [word.removeprefix("images:") for word in given]
-
-
-def look_at_pictures(args: Sequence[str]) -> tuple[folders.Description, Config]:
-    """What is at the place that the options name, and the recipe for it."""
-    places = [value for word, value in pairwise(args) if word == "--data-dir"]
-    sizes = [value for word, value in pairwise(args) if word == "--data.size"]
-    if not places:
-        raise UsageError("my-images: name a folder, .tar or .zip of pictures with --data images:PLACE")
-    if sizes and not (sizes[-1].isdecimal() and len(sizes[-1]) < 10):
-        raise UsageError(f"--data.size: expected a number of pixels, got {sizes[-1]}")
-    found = folders.describe(Path(places[-1]))
-    try:
-        return found, my_images(cast(Any, found.kind), int(sizes[-1]) if sizes else 32, found.files)
-    except ValidationError as error:
-        raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
-
-
-def describe(problem: Any) -> str:
-    """A line for a problem that validation found: the option, what is wrong, what came."""
-    option = ".".join(str(part) for part in problem["loc"]).replace("_", "-")
-    message = problem["msg"].removeprefix("Value error, ")
-    came = "" if isinstance(problem["input"], dict) else f", got {problem['input']}"
-    return f"--{option}: {message}{came}" if option else message
-
-
-def train_command(args: Sequence[str]) -> int:
-    """Train a recipe through its stages, resumably."""
-    config, options = parse_train(args)
-    folder = options.run or Path("runs") / config.recipe
-    if options.max_minutes is not None and not options.max_minutes > 0:
-        raise UsageError(f"--max-minutes: expected a positive number, got {options.max_minutes}")
-    check_device(options.device)
-    with distributed.processes(options.device):
-        is_first = distributed.world().is_first
-        run = train(
-            config, folder, options.resume, options.max_minutes, options.data_dir, options.device,
-            tensorboard=options.tensorboard,
-        )  # fmt: skip
-    if not is_first:
-        return 0
-    place = f" --data-dir {shlex.quote(str(options.data_dir))}" if options.data_dir else ""
-    path = shlex.quote(str(run.path))
-    if run.finished:
-        say(f"finished: {run.path}\nnext: latentbits evaluate {path}{place}")
-    else:
-        say(f"stopped: {run.path}\nnext: latentbits train {config.recipe} --run {path} --resume{place}")
-    return 0
+from .train_cli import NOT_OPTIONS, TrainOptions, print_recipes, train_command
 
 
 def evaluate_run(
@@ -492,16 +312,6 @@ def export_run(
     written = export(run, folder, weights, licence)
     warn_if_unfinished(Run(run))
     say(f"written: {written}")
-
-
-def print_recipes() -> None:
-    """List the recipes: what each trains, its source and its measured cost."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("recipe", "trains", "source", "measured cost"):
-        table.add_column(name, no_wrap=name == "recipe")
-    for name, recipe in RECIPES.items():
-        table.add_row(name, recipe.summary, recipe.source, recipe.cost)
-    console.print(table)
 
 
 def print_data(data_dir: Path | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from pathlib import Path
 from typing import Literal
@@ -18,12 +19,12 @@ from .console import UsageError, check_numbers, check_output, check_writable, lo
 from .evaluate import log_partition
 from .files import write_atomically
 from .folders import opened
-from .model import GaussianModel, LatentModel
+from .model import GaussianModel, LatentModel, Scores
 from .progress import Display
 from .runs import FINISHED, Run, load, pretrained_names, pretrained_path
 from .splits import Form
 
-IMAGES_AT_ONCE = 500
+IMAGES_AT_ONCE, IMAGES_SCORED_AT_ONCE = 500, 20
 
 FEWEST_EFFECTIVE = 2.0
 """Effective sample size below which a score rests on a sample or two, and its error cannot be trusted."""
@@ -172,38 +173,47 @@ def score_run(
     found, form = chosen_images(folder, images, split, data_dir, invert)
     generator = torch.Generator().manual_seed(seed)
     log_z = log_partition(model.prior, chains, temperatures, generator)
-    values: list[float] = []
-    errors: list[float] = []
-    sizes: list[float] = []
-    with Display(quiet=False) as display:
-        display.note(f"scoring {len(found.z):,} images with K = {samples:,} samples each")
-        display.phase("scoring", len(found.z), 0)
-        for part in found.z.split(20):
-            scores = model.score(part.float(), samples, log_z.value, generator)
-            values += scores.log_prob.tolist()
-            errors += scores.standard_error.tolist()
-            sizes += scores.effective_sample_size.tolist()
-            display.advance(len(values))
-            if len(values) == 20 and (left := display.seconds_left()) > 60:
-                display.note(f"about {left / 60:.0f} minutes; fewer --samples take less")
-    if sorted(sizes)[len(sizes) // 2] < FEWEST_EFFECTIVE:
+    scores = score_with_progress(model, found.z, samples, log_z.value, generator)
+    if float(scores.effective_sample_size.median()) < FEWEST_EFFECTIVE:
         warn(
             "for half of the images one or two samples carry the whole weight (column effective_sample_size): their "
             "bounds may lie far below their log-likelihoods, and the errors are larger than stated. More --samples "
             "help, and so does a better model"
         )
-    rows = sorted(zip(values, errors, found.names, sizes, strict=True))
+    write_atomically(out, table_of_scores(scores, found.names, form).encode(errors="surrogateescape"))
+    for i in scores.log_prob.argsort()[:5].tolist():
+        say(f"least likely: {found.names[i]}, {scores.log_prob[i]:.2f} ± {scores.standard_error[i]:.2f} nats")
+    common = "exact" if log_z.method == "exact" else f"± {log_z.standard_error or float('nan'):.3f}, common to all"
+    say(f"written: {out}, {len(found.names):,} images, K = {samples:,}, log Z {common}")
+
+
+def score_with_progress(
+    model: LatentModel, x: Tensor, samples: int, log_z: float, generator: torch.Generator
+) -> Scores:
+    """Scores of images x (N, D), a few at a time, so that one sees how far it is."""
+    parts = x.split(IMAGES_SCORED_AT_ONCE)
+    scores: list[Scores] = []
+    with Display() as display:
+        display.note(f"scoring {len(x):,} images with K = {samples:,} samples each")
+        display.phase("scoring", len(parts))
+        for part in parts:
+            scores.append(model.score(part.float(), samples, log_z, generator))
+            display.advance(len(scores))
+            if len(scores) == 1 and (left := display.seconds_left()) > 60:
+                display.note(f"about {left / 60:.0f} minutes; fewer --samples take less")
+    return Scores(*(torch.cat(values) for values in zip(*scores, strict=True)))
+
+
+def table_of_scores(scores: Scores, names: list[str], form: Form) -> str:
+    """Scores as CSV, the least likely first; a name need not be UTF-8."""
     content = io.StringIO()
     writer = csv.writer(content)
     writer.writerow(["name", "log_likelihood_nats", "standard_error", "bits_per_dimension", "effective_sample_size"])
-    for value, error, name, size in rows:
-        bits = -value / (form.dimensions * np.log(2))
-        writer.writerow([name, f"{value:.4f}", f"{error:.4f}", f"{bits:.5f}", f"{size:.1f}"])
-    write_atomically(out, content.getvalue().encode(errors="surrogateescape"))  # a name need not be UTF-8
-    for value, error, name, _ in rows[:5]:
-        say(f"least likely: {name}, {value:.2f} ± {error:.2f} nats")
-    common = "exact" if log_z.method == "exact" else f"± {log_z.standard_error or float('nan'):.3f}, common to all"
-    say(f"written: {out}, {len(rows):,} images, K = {samples:,}, log Z {common}")
+    for i in scores.log_prob.argsort().tolist():
+        value, error, size = (float(values[i]) for values in scores)
+        bits = -value / (form.dimensions * math.log(2))
+        writer.writerow([names[i], f"{value:.4f}", f"{error:.4f}", f"{bits:.5f}", f"{size:.1f}"])
+    return content.getvalue()
 
 
 def inpaint_run(
@@ -257,7 +267,7 @@ def inpaint_run(
     generator = torch.Generator().manual_seed(seed)
     begin = torch.where(known, x, x.mean(0).round()).repeat(draws, 1)
     smooth = form.levels > 2 if means is None else means
-    with Display(quiet=False) as display:
+    with Display() as display:
         display.note(f"{len(begin):,} draws of {steps:,} steps")
         display.phase("inpainting", steps, 0)
         drawn = model.inpaint(begin, known, steps, samples, generator, smooth, display.advance).view(draws, *x.shape)

@@ -116,19 +116,19 @@ def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file of text.
+def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
+    """The content of a file of up to so many bytes.
 
     Raises:
-        DamagedError: If it cannot be read, or has more than ``MOST_TEXT`` bytes.
+        DamagedError: If it cannot be read, or has more.
     """
     try:
         with open(path, "rb") as stream:
-            content = stream.read(MOST_TEXT + 1)
+            content = stream.read(most + 1)
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from error
-    if len(content) > MOST_TEXT:
-        raise DamagedError(f"{path}: expected up to {MOST_TEXT:,} bytes, found more; it is not one of ours")
+    if len(content) > most:
+        raise DamagedError(f"{path}: expected up to {most:,} bytes, found more; it is another file")
     return content
 
 

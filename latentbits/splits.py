@@ -12,6 +12,7 @@ import pooch
 import torch
 from torch import Tensor
 
+from .files import DamagedError, read_bytes, write_atomically
 from .fused import generator_device
 from .progress import DownloadBar
 from .rbm import clamp_means
@@ -133,13 +134,9 @@ def read_file(path: Path, most: int) -> bytes:
         DataError: If it cannot be read or is longer.
     """
     try:
-        with path.open("rb") as stream:
-            content = stream.read(most + 1)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    if len(content) > most:
-        raise DataError(f"{path}: expected up to {most:,} bytes, found more; fetch it again")
-    return content
+        return read_bytes(path, most)
+    except DamagedError as error:
+        raise DataError(f"{error}; fetch it again") from error
 
 
 def read_cached(path: Path) -> np.ndarray | None:
@@ -155,14 +152,8 @@ def read_cached(path: Path) -> np.ndarray | None:
 def write_cached(path: Path, rows: np.ndarray) -> None:
     """Keep bytes in a file of the cache, where that can be written."""
     body = rows.tobytes()
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(body + hashlib.sha256(body).digest())
-        scratch.replace(path)
-    except OSError:  # the cache saves time and nothing else
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the cache saves time and nothing else
+        write_atomically(path, body + hashlib.sha256(body).digest())
 
 
 def flip(x: Tensor, form: Form, probability: float, generator: torch.Generator | None = None) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 import latentbits as lb
-from latentbits.cli import main, parse_train
+from latentbits.cli import main
 from latentbits.recipes import RECIPES
 from latentbits.report import labels, nearest, over
 from latentbits.runs import Run
+from latentbits.train_cli import parse_train
 
 TINY = (
     "--model.layers 16 --model.latent 8 --model.hidden 6 --autoencoder.epochs 2 --autoencoder.scales 1 2 "

@@ -12,8 +12,8 @@ import two_processes
 from safetensors.torch import load_file
 
 from latentbits import distributed
-from latentbits.cli import UsageError, check_device
 from latentbits.config import Config, JointConfig
+from latentbits.console import UsageError, check_device
 from latentbits.files import load_state
 from latentbits.runs import Run, RunError
 from latentbits.train import check_shares

@@ -28,10 +28,11 @@ from test_train import tiny
 
 import latentbits as lb
 from latentbits import colour, data, files, report
-from latentbits.cli import NOT_OPTIONS, main
+from latentbits.cli import main
 from latentbits.config import MOST, Config
 from latentbits.data import MNIST_FILES, AmatFile
 from latentbits.recipes import RECIPES
+from latentbits.train_cli import NOT_OPTIONS
 
 FEW = "--samples 5 --chains 10 --temperatures 5".split()
 COUNT = {}

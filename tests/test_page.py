@@ -19,7 +19,7 @@ from test_train import continuous, tiny
 import latentbits as lb
 from latentbits import data
 from latentbits.charts import Chart, Series, histogram, settled_limits
-from latentbits.cli import main, parse_train
+from latentbits.cli import main
 from latentbits.config import Config, settings
 from latentbits.facts import standing
 from latentbits.page import examine, page, trained_temperatures
@@ -27,6 +27,7 @@ from latentbits.recipes import RECIPES, my_images, train_command
 from latentbits.records import last_evaluation
 from latentbits.report import exhibits
 from latentbits.runs import Run
+from latentbits.train_cli import parse_train
 
 QUICK = ["--gibbs-steps", "5", "--diagnostics-seconds", "0.001"]
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\"'&amp;"

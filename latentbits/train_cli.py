@@ -1,0 +1,222 @@
+"""The command ``latentbits train``: recipe, overrides, one's own pictures, resuming."""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import tyro
+from pydantic import BaseModel, ValidationError
+from rich.table import Table
+
+from . import distributed, folders
+from .config import Config
+from .console import UsageError, check_device, console, lookup, say
+from .recipes import RECIPES, my_images
+from .runs import Run
+from .train import train
+
+
+def print_recipes() -> None:
+    """List the recipes: what each trains, its source and its measured cost."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("recipe", "trains", "source", "measured cost"):
+        table.add_column(name, no_wrap=name == "recipe")
+    for name, recipe in RECIPES.items():
+        table.add_row(name, recipe.summary, recipe.source, recipe.cost)
+    console.print(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Where and how long to train.
+
+    Attributes:
+        run: Run folder; runs/RECIPE if not given.
+        resume: Go on from the run folder's checkpoint.
+        max_minutes: Stop, resumable, after so long, wherever training is then; no schedule becomes shorter by it.
+        data_dir: Folder with the data set's published files, or folder or archive of your own images.
+        device: Where to train, such as cpu or cuda.
+        tensorboard: Write the metrics to RUN/tensorboard as well, for TensorBoard.
+    """
+
+    run: Path | None = None
+    resume: bool = False
+    max_minutes: float | None = None
+    data_dir: Path | None = None
+    device: str = "cpu"
+    tensorboard: bool = False
+
+
+NOT_OPTIONS = ("recipe", "sampler", "image", "levels")
+"""The command names the recipe, and the others are for Python."""
+
+
+def _parser_class(section: BaseModel, extra: Sequence[Any] = ()) -> type:
+    """A dataclass with a configuration's fields and defaults but without its checks.
+
+    The parser fills it, and one validation afterwards names every problem in every section at once.
+    """
+    fields: list[Any] = []
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if name in NOT_OPTIONS:
+            continue
+        if isinstance(value, BaseModel):
+            inner = _parser_class(value)
+            fields.append((name, inner, dataclasses.field(default=inner())))
+        else:
+            kind = Annotated[info.annotation, tyro.conf.arg(help=info.description or "")]  # type: ignore[name-defined]
+            fields.append((name, kind, dataclasses.field(default=value)))
+    return dataclasses.make_dataclass(
+        type(section).__name__, [*fields, *extra], frozen=True, namespace={"__doc__": type(section).__doc__}
+    )
+
+
+def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
+    """Recipe, overrides and options of ``latentbits train``.
+
+    Raises:
+        UsageError: If the recipe is unknown or a value is out of range; each problem has a line.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print_usage()
+        raise SystemExit(0 if args else 2)
+    base, found = lookup(args[0], RECIPES, "recipe").make(), None
+    args = in_long_form(args) if args[0] == "my-images" else args
+    if {"-h", "--help"} & set(args):
+        if args[0] == "my-images":
+            say(OF_PICTURES)
+    elif started := to_resume(args):
+        base = started  # the options of the first start need not be given again
+    elif args[0] == "my-images":
+        found, base = look_at_pictures(args)
+    config, options = parse_options(args, base)
+    if found is not None:
+        say(f"{options.data_dir}: {chosen(found, config)}")
+    return config, options
+
+
+OF_PICTURES = """latentbits train my-images --data PICTURES [--size PIXELS] …
+
+--data (or --data-dir) names a folder, .tar or .zip of pictures; --size (or --data.size) is what they are scaled to.
+Networks and epochs are chosen by looking at the pictures; the defaults below are others.
+"""
+
+
+def print_usage() -> None:
+    """Say how a recipe is trained, and which there are."""
+    say("usage: latentbits train RECIPE [--section.option VALUE …] [--run DIR] [--resume]\n")
+    say("  latentbits train digits --run runs/first\n  latentbits train mnist-mlp --max-minutes 30\n")
+    print_recipes()
+    say("\nOptions of a recipe: latentbits train RECIPE --help")
+
+
+def parse_options(args: Sequence[str], base: Config) -> tuple[Config, TrainOptions]:
+    """A configuration with the options that are given, validated, and where and how long to train.
+
+    Raises:
+        UsageError: If a value is out of range; each problem has a line.
+    """
+    options = [("options", tyro.conf.OmitArgPrefixes[TrainOptions], dataclasses.field(default=TrainOptions()))]
+    parsed: Any = tyro.cli(
+        _parser_class(base, options),
+        args=list(args[1:]),
+        prog=f"latentbits train {args[0]}",
+        description="",
+    )
+    values = dataclasses.asdict(parsed)
+    del values["options"]
+    try:
+        return base.vary(**values), parsed.options
+    except ValidationError as error:
+        raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
+
+
+def last_value(args: Sequence[str], option: str) -> str | None:
+    """What follows an option, or stands behind its equals sign, the last time that it is given."""
+    words = [part for word in args for part in (word.split("=", 1) if word.startswith(f"{option}=") else [word])]
+    return next((value for word, value in reversed(list(pairwise(words))) if word == option), None)
+
+
+def to_resume(args: Sequence[str]) -> Config | None:
+    """The configuration of the run that is to be gone on with, if that is asked for and the run is there.
+
+    Raises:
+        UsageError: If it is a run of another recipe.
+    """
+    run = Run(last_value(args, "--run") or Path("runs") / args[0])
+    if "--resume" not in args or not run.exists():
+        return None
+    started = run.config
+    if started.recipe != args[0]:
+        raise UsageError(f"{run.path}: holds a run of {started.recipe}, and {args[0]} was asked for")
+    return started
+
+
+def chosen(found: folders.Description, config: Config) -> str:
+    """What was found and what is taken for it, in a line."""
+    epochs = " + ".join(str(stage.epochs) for stage in (config.autoencoder, config.rbm, config.joint))
+    return (
+        f"{found.files:,} pictures, {found.kind} by the first {found.looked_at:,}. Chosen: {config.data.size}x"
+        f"{config.data.size} pixels (--size), {config.model.network} networks, {config.model.latent} bits, {epochs} "
+        "epochs of stages 1 to 3. Every choice is an option (--help)"
+    )
+
+
+def in_long_form(args: Sequence[str]) -> list[str]:
+    """Options with ``--data images:PLACE`` and ``--size N`` as ``--data-dir PLACE`` and ``--data.size N``."""
+    long = {"--data": "--data-dir", "--size": "--data.size"}
+    words = []
+    for word in args:
+        name, sign, value = word.partition("=")
+        words.append(f"{long.get(name, name)}{sign}{value.removeprefix('images:')}".removeprefix("images:"))
+    return words
+
+
+def look_at_pictures(args: Sequence[str]) -> tuple[folders.Description, Config]:
+    """What is at the place that the options name, and the recipe for it."""
+    place, size = last_value(args, "--data-dir"), last_value(args, "--data.size")
+    if place is None:
+        raise UsageError("my-images: name a folder, .tar or .zip of pictures with --data images:PLACE")
+    if size is not None and not (size.isdecimal() and len(size) < 10):
+        raise UsageError(f"--data.size: expected a number of pixels, got {size}")
+    found = folders.describe(Path(place))
+    try:
+        return found, my_images(cast(Any, found.kind), int(size or 32), found.files)
+    except ValidationError as error:
+        raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
+
+
+def describe(problem: Any) -> str:
+    """A line for a problem that validation found: the option, what is wrong, what came."""
+    option = ".".join(str(part) for part in problem["loc"]).replace("_", "-")
+    message = problem["msg"].removeprefix("Value error, ")
+    came = "" if isinstance(problem["input"], dict) else f", got {problem['input']}"
+    return f"--{option}: {message}{came}" if option else message
+
+
+def train_command(args: Sequence[str]) -> int:
+    """Train a recipe through its stages, resumably."""
+    config, options = parse_train(args)
+    folder = options.run or Path("runs") / config.recipe
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise UsageError(f"--max-minutes: expected a positive number, got {options.max_minutes}")
+    check_device(options.device)
+    with distributed.processes(options.device):
+        is_first = distributed.world().is_first
+        run = train(
+            config, folder, options.resume, options.max_minutes, options.data_dir, options.device,
+            tensorboard=options.tensorboard,
+        )  # fmt: skip
+    if not is_first:
+        return 0
+    place = f" --data-dir {shlex.quote(str(options.data_dir))}" if options.data_dir else ""
+    path = shlex.quote(str(run.path))
+    if run.finished:
+        say(f"finished: {run.path}\nnext: latentbits evaluate {path}{place}")
+    else:
+        say(f"stopped: {run.path}\nnext: latentbits train {config.recipe} --run {path} --resume{place}")
+    return 0
