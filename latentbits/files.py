@@ -189,10 +189,31 @@ def sealed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 def read_sealed(path: Path, oldest: int = 0) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file, whose checksum is compared if it has one.
 
+    A file that another process replaces meanwhile is read again.
+
     Raises:
         FileError: If the file is missing, or of a format before ``oldest`` or after this version's.
         DamagedError: If it is not whole or not as it was written.
     """
+    while True:
+        before = _version(path)
+        try:
+            return _read_sealed(path, oldest)
+        except DamagedError:
+            if _version(path) == before:
+                raise
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What is another when a file has been replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read_sealed(path: Path, oldest: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

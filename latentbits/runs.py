@@ -85,8 +85,9 @@ class Run:
             RunError: If the folder holds a run already.
         """
         run = cls(path)
-        run._refuse_another()
-        if run.path.exists() and (not run.path.is_dir() or any(not _is_left(path) for path in run.path.iterdir())):
+        other = run.path.exists() and (not run.path.is_dir() or any(not _is_left(path) for path in run.path.iterdir()))
+        run._refuse_another()  # after the look at the folder, in which another process may have begun one since
+        if other:
             raise RunError(f"{run.path}: expected a new or an empty folder, found something else; name another")
         try:
             run.path.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def small_disk(size):
 def test_a_disk_that_is_really_full(processes, whole, tmp_path):
     """A file system that is too small for the run, then large enough; where none can be mounted, files that are."""
     run, _ = whole
-    sizes = faults.form([200], [30, 60, 100, 150, 200, 250, 300, 350])
+    sizes = faults.form([200], [30, 60, 100, 130, 160, 190, 220, 250])
     for size in sizes:
         with small_disk(size << 10) as disk:
             folder = (disk or tmp_path / str(size)) / "run"

@@ -1,6 +1,7 @@
 """The run folder: what is written comes back, whole or not at all."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,3 +128,20 @@ def test_models_of_the_package_load_and_say_how_good_they_are(name):
     images = model.sample(50, 100, torch.Generator().manual_seed(0))
     assert images.shape == (50, record["evaluation"]["dimensions"])
     assert 0.08 < float(images.mean()) < 0.2
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    """The header comes from one version and the bytes from the next: not damage, if the file is another by then."""
+    path, read = tmp_path / "state.safetensors", Path.read_bytes
+    save_state(path, {"step": 1})
+
+    def replaced_first(self):
+        monkeypatch.setattr(Path, "read_bytes", read)
+        save_state(path, {"step": 2})
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", replaced_first)
+    assert load_state(path) == {"step": 2}
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(FileError, match="damaged"):
+        load_state(path)
