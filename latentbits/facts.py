@@ -232,6 +232,22 @@ def _compared(run: Run, record: Record | None) -> dict[str, str]:
     }
 
 
+def not_comparable(runs: Sequence[Run], records: Sequence[Record | None]) -> list[str]:
+    """Why the runs' likelihoods cannot be compared: other data, another split, other images, another K."""
+    found = [record for record in records if record is not None]
+    data = [run.config.data.model_dump() for run in runs]
+    checksums = {record.about["data_checksum"] for record in found}
+    images = sorted({f"{record.about['images']}, {record.evaluation.split}" for record in found})
+    reasons = []
+    if any(other != data[0] for other in data) or len(checksums) > 1:
+        reasons.append("The runs are of different data: their likelihoods say nothing about which is better.")
+    if len(images) > 1:
+        reasons.append(f"The evaluations are of different images: {'; '.join(images)}.")
+    if len({record.evaluation.likelihood.samples for record in found}) > 1:
+        reasons.append("The bounds are of different K: a larger K gives a smaller figure for the same model.")
+    return reasons
+
+
 def differences(runs: Sequence[Run]) -> Table:
     """The settings in which runs differ, a column for each run."""
     values = [settings(run.config) for run in runs]

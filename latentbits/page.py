@@ -19,7 +19,7 @@ from .charts import Chart, Interval, Intervals, Series, Table, histogram, settle
 from .config import Config
 from .diagnostics import CHAINS, Diagnosis, diagnose
 from .evaluate import Evaluation, Likelihood, Report
-from .facts import commands, comparison_table, configuration, differences, facts, highlights, standing
+from .facts import commands, comparison_table, configuration, differences, facts, highlights, not_comparable, standing
 from .fused import bernoulli
 from .model import GaussianModel, LatentModel, Model
 from .progress import STAGE_TITLES
@@ -370,6 +370,7 @@ def page(
         diagnosis_charts=diagnosis_charts(diagnosis) if diagnosis else [],
         diagnosis_table=diagnosis_table(diagnosis) if diagnosis else None,
         comparison=comparison_table(runs, records) if len(runs) > 1 else None,
+        warnings=not_comparable(runs, records),
         differences=differences(runs) if len(runs) > 1 else None,
         joined=joined_charts(runs) if len(runs) > 1 else [],
         groups=configuration(run.config),

@@ -6,6 +6,7 @@ r"""Stages 1 and 2, each a loop that reads top to bottom.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -45,11 +46,14 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     state.begin("autoencoder", {"nets": optimizer})
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
 
+    by_epoch: dict[int, float] = {}
+
     def validate(epoch: int) -> dict[str, float]:
         at_once = min(IMAGES_AT_ONCE, model.rows_at_once())
         with torch.no_grad(), evaluating(model):
             hard = [model.likelihood(model.encode(x)).log_prob(x.float()) for x in splits.valid.split(at_once)]
-        return {"reconstruction_hard_bits": -float(torch.cat(hard).mean())}
+        by_epoch[epoch] = -float(torch.cat(hard).mean())
+        return {"reconstruction_hard_bits": by_epoch[epoch]}
 
     for batch in session.batches("autoencoder", splits.train, config.epochs, config.batch_size, validate):
         factor = rate_factor(state.step, steps, config.decay, config.warmup)
@@ -71,11 +75,25 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
         session.record(reconstruction=loss.detach())
 
     session.checkpoint()
+    if problem := overfitting(by_epoch):
+        session.display.note(f"warning: {problem}")
     scale, table = choose_scale(session, model, config)
     scale = distributed.of_first(scale)  # on a GPU, rounding could tip the balance in one of several processes
     cast(Network, model.encoder).scale_output(scale)
     session.keep({"stage": "conversion", "scale": scale, "nll_by_scale": table})
     session.display.note(f"posterior = sigmoid({scale:g} E(x)); validation NLL by scale: {table}")
+
+
+def overfitting(by_epoch: Mapping[int, float]) -> str | None:
+    """What is wrong if validation images' reconstruction, in nats, is a hundredth worse than after its best epoch."""
+    best, last = min(by_epoch, key=by_epoch.__getitem__, default=0), max(by_epoch, default=0)
+    if best == last or by_epoch[last] - by_epoch[best] <= abs(by_epoch[best]) / 100:
+        return None
+    return (
+        f"stage 1 overfits: validation images came back best after epoch {best}, to {by_epoch[best]:.2f} nats, "
+        f"and after epoch {last} to {by_epoch[last]:.2f}. With --autoencoder.epochs {best}, with --autoencoder.dropout "
+        "0.1 or with more images, a new run may become better"
+    )
 
 
 def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig) -> tuple[float, dict[str, float]]:

@@ -9,24 +9,21 @@ from typing import Annotated, Any, cast
 
 import tyro
 from pydantic import BaseModel, ValidationError
-from rich.table import Table
+from rich.padding import Padding
 
 from . import distributed, folders
 from .config import Config
 from .console import UsageError, check_device, console, lookup, say
-from .recipes import RECIPES, my_images
+from .recipes import RECIPES, Recipe, my_images
 from .runs import Run
 from .train import train
 
 
 def print_recipes() -> None:
     """List the recipes: what each trains, its source and its measured cost."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("recipe", "trains", "source", "measured cost"):
-        table.add_column(name, no_wrap=name == "recipe")
     for name, recipe in RECIPES.items():
-        table.add_row(name, recipe.summary, recipe.source, recipe.cost)
-    console.print(table)
+        console.print(f"[bold]{name}[/bold]  {recipe.cost}")
+        console.print(Padding(f"{recipe.summary} ({recipe.source})", (0, 0, 0, 4)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +81,7 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     if not args or args[0] in ("-h", "--help"):
         print_usage()
         raise SystemExit(0 if args else 2)
-    base, found = lookup(args[0], RECIPES, "recipe").make(), None
+    base, found = named(args[0]).make(), None
     args = in_long_form(args) if args[0] == "my-images" else args
     if {"-h", "--help"} & set(args):
         if args[0] == "my-images":
@@ -97,6 +94,21 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     if found is not None:
         say(f"{options.data_dir}: {chosen(found, config)}")
     return config, options
+
+
+def named(recipe: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        UsageError: If there is none; for a run's folder it says how to go on with the run.
+    """
+    run = Run(recipe)
+    if recipe not in RECIPES and run.exists():
+        raise UsageError(
+            f"recipe: {recipe} is the folder of a run; to go on with it: latentbits train {run.config.recipe} --run "
+            f"{shlex.quote(recipe)} --resume"
+        )
+    return cast(Recipe, lookup(recipe, RECIPES, "recipe"))
 
 
 OF_PICTURES = """latentbits train my-images --data PICTURES [--size PIXELS] …

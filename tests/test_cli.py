@@ -126,6 +126,11 @@ def test_recipes_data_and_help_are_listed(capsys):
     assert main(["--version"]) == 0
 
 
+def test_who_names_a_run_instead_of_a_recipe_is_told_how_to_go_on_with_it(run, capsys):
+    assert main(["train", str(run), "--resume"]) == 2
+    assert f"latentbits train {Run(run).config.recipe} --run {run} --resume" in capsys.readouterr().err
+
+
 def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys):
     path = tmp_path / "run"
     assert main(["train", "digits", "--run", str(path), "--max-minutes", "1e-9", *TINY]) == 0

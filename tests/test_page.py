@@ -204,6 +204,23 @@ def test_runs_are_compared(runs, outline):
     assert f"{last_evaluation(Run(runs[0])).evaluation.likelihood.nll:.3f}" in text
 
 
+def test_likelihoods_that_cannot_be_compared_are_named(runs, outline, tmp_path):
+    assert "Warning" not in outline.texts["comparison"]  # one of the two has no evaluation
+    other = tmp_path / "other"
+    shutil.copytree(runs[0], other)
+    path = other / "evaluation.json"
+    record = json.loads(path.read_text())
+    record["images"] = "first 39"
+    record["evaluation"]["likelihood"]["samples"] = 21
+    record["data_checksum"] = "0" * 64
+    path.write_text(json.dumps(record))
+    found = report(runs[0], other, arguments=["--diagnostics-seconds", "0"])
+    text = found.texts["comparison"]
+    assert "of different data" in text
+    assert "of different images: first 39, test; first 40 of 300, test" in text
+    assert "of different K" in text
+
+
 def test_alone_there_is_no_comparison(runs, capsys):
     alone = report(runs[1], arguments=["--temperatures", "4"])
     assert "comparison" not in alone.charts

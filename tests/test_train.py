@@ -18,6 +18,7 @@ from latentbits import data, pretrain, stages, tempering
 from latentbits.config import (
     AutoencoderConfig,
     Config,
+    DataConfig,
     JointConfig,
     ModelConfig,
     RBMConfig,
@@ -213,6 +214,21 @@ def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_p
     with pytest.raises(TrainingError, match=r"stage autoencoder, step \d+: .*not finite; the last good checkpoint"):
         lb.train(config, tmp_path / "run", resume=True, quiet=True)
     assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_stage_1_says_where_it_began_to_overfit(tmp_path, capsys):
+    few = data.load(DataConfig(name="digits"))
+    few = few._replace(train=few.train[:20])
+    alone = {"rbm": {"cd_epochs": 0, "pcd_epochs": 0}, "joint": {"epochs": 0}}
+    long = tiny(autoencoder={"epochs": 400, "batch_size": 20, "dropout": 0.0, "learning_rate": 0.01}, **alone)
+    run = lb.train(long, tmp_path / "long", splits=few)
+    by_epoch = [row["reconstruction_hard_bits"] for row in run.metrics() if row.get("epoch")]
+    best = 1 + by_epoch.index(min(by_epoch))
+    assert 1 < best < 400
+    told = "".join(capsys.readouterr())
+    assert f"came back best after epoch {best}, to {min(by_epoch):.2f} nats, and after epoch 400" in told
+    lb.train(tiny(autoencoder={"epochs": 3, "batch_size": 20}, **alone), tmp_path / "short", splits=few)
+    assert "overfits" not in "".join(capsys.readouterr())
 
 
 def test_ctrl_c_stops_at_the_step_and_resumes_bit_identical(tmp_path, monkeypatch):
