@@ -5,8 +5,8 @@ For data under a prior of entropy :math:`H`, between 0 and M log 2, and chains i
 .. math:: \mathbb{E}_\text{data} F - \mathbb{E}_\text{chains} F = \text{NLL} - H
 
 so a gap beyond M log 2 is a prior that describes the data worse than fair coins do, and one below -M log 2 is of
-chains that have nothing to do with it. Ten times that is called an explosion. Steps of healthy runs stay within a half
-of M log 2, down to RBMs of one bit; those of the digits' RBM at 500 times its learning rate reach 90 times as much.
+chains that have nothing to do with it. Ten times that is called an explosion. Steps of healthy runs, down to RBMs of
+one bit, stay within M log 2 (docs/reliability.md).
 
 Chains that mix between two looks differ from what they were in as many bits as two of them differ from each other,
 and two of them in about as many as two data. Stuck is less than a twentieth of either; healthy chains, down to twenty
