@@ -15,10 +15,20 @@ import tyro
 from rich.console import Console
 
 from . import __version__, colour, data, distributed
-from .codes_cli import decode_run, encode_run, inpaint_run, score_run, warn_if_unfinished
+from .codes_cli import decode_run, encode_run, inpaint_run, score_run, warn_if_unfinished, write_pictures
 from .completion import options_of, options_of_section, script
 from .config import Config
-from .console import UsageError, check_device, check_numbers, check_output, check_writable, console, lookup, say
+from .console import (
+    UsageError,
+    check_device,
+    check_new_folder,
+    check_numbers,
+    check_output,
+    check_writable,
+    console,
+    lookup,
+    say,
+)
 from .evaluate import Counts, check_counts, evaluate, exact_log_partition
 from .files import FileError, write_atomically
 from .model import WGAN, LatentModel
@@ -188,12 +198,13 @@ def sample_run(
     temperatures: int = 1,
     seed: int = 0,
     weights: str = "model",
+    grid: bool = True,
     gif: bool = False,
     frames: int = 50,
     out: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Draw images: Gibbs chains from random bits, then the decoder's mean, as a PNG grid.
+    """Draw images: Gibbs chains from random bits, then the decoder's mean.
 
     A model without an RBM has no chains: its latents are drawn exactly, and the chains' settings do not matter.
     With --gif the chains' whole walk is drawn, from random bits on.
@@ -206,21 +217,25 @@ def sample_run(
         temperatures: Above 1 the chains are run by parallel tempering at so many, from the base.
         seed: Seed of the chains.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
+        grid: All in one PNG, in rows of ten; or, with --no-grid, a new folder with a PNG of each.
         gif: Draw the walk as an animated GIF.
         frames: Of the GIF, the steps between them equal.
-        out: The picture; if not given RUN/samples.png or .gif, or NAME-samples.png or .gif of a pretrained model.
+        out: The picture or folder; if not given RUN/samples.png, .gif or none, NAME-samples.png and so on of a
+            pretrained model.
         overwrite: Replace the picture if it exists.
     """
-    from .report import animation, draw, grid, walk, zoom_for
+    from . import report
 
     if (run is None) == (pretrained is None):
         raise UsageError("sample: expected a run folder or --pretrained NAME, one of the two")
     if pretrained is not None:
         lookup(pretrained, dict.fromkeys(pretrained_names()), "--pretrained")
     folder = Run.open(run) if run is not None else Run.open(pretrained_path(str(pretrained)))
-    name = "samples.gif" if gif else "samples.png"
+    if gif and not grid:
+        raise UsageError("--gif: is a walk of the grid; leave out --no-grid")
+    name = "samples.gif" if gif else "samples.png" if grid else "samples"
     path = out or (folder.path / name if run is not None else Path(f"{pretrained}-{name}"))
-    check_output(path, overwrite)
+    check_output(path, overwrite) if grid else check_new_folder(path)
     counted = {"count": (count, 1), "gibbs-steps": (gibbs_steps, 0), "temperatures": (temperatures, 1)}
     check_numbers({**counted, "frames": (frames, 2)}, seed)
     model, form, generator = load(folder.path, weights), data.form_of(folder.config.data), seeded(seed)
@@ -231,9 +246,13 @@ def sample_run(
             raise UsageError("--gif: is the walk of plain chains, of a model with an RBM; leave out --temperatures")
         if frames > gibbs_steps + 1:
             raise UsageError(f"--frames: expected at most --gibbs-steps + 1 = {gibbs_steps + 1}, got {frames}")
-        animation(list(walk(model, count, gibbs_steps, frames, generator)), form, content)
+        report.animation(list(report.walk(model, count, gibbs_steps, frames, generator)), form, content)
     else:
-        grid(draw(model, count, gibbs_steps, generator, temperatures), form, zoom=zoom_for(form)).save(content, "PNG")
+        images = report.draw(model, count, gibbs_steps, generator, temperatures)
+        if not grid:
+            write_pictures(path, ((f"{i:06}", image) for i, image in enumerate(images)), form)
+            return
+        report.grid(images, form, zoom=report.zoom_for(form)).save(content, "PNG")
     write_atomically(path, content.getvalue())
     say(f"written: {path}")
 

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from . import data
 from .codes import Codes, load_codes, read_images, save_codes
-from .console import UsageError, check_numbers, check_output, check_writable, lookup, say, warn
+from .console import UsageError, check_new_folder, check_numbers, check_output, lookup, say, warn
 from .evaluate import log_partition
 from .files import write_atomically
 from .folders import opened
@@ -110,22 +111,26 @@ def decode_run(
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
     """
     folder = find_run(run)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out: expected a new or an empty folder, got {out}")
-    check_writable(out, "--out")
+    check_new_folder(out)
     model, form = latent_model(folder, weights), data.form_of(folder.config.data)
     found = load_codes(codes)
     if found.z.shape[1] != model.prior.visible:
         raise UsageError(f"codes: expected {model.prior.visible} bits each for this model, got {found.z.shape[1]}")
-    out.mkdir(parents=True, exist_ok=True)
-    for first, part in enumerate(found.z.split(IMAGES_AT_ONCE)):
-        for i, image in enumerate(model.decode(part)):
-            number = first * IMAGES_AT_ONCE + i
-            name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(found.names[number]).stem)[:100]
-            content = io.BytesIO()
-            picture(image, form).save(content, "PNG")
-            write_atomically(out / f"{number:06}-{name}.png", content.getvalue())
-    say(f"written: {out}, {len(found.z):,} pictures")
+    images = (image for part in found.z.split(IMAGES_AT_ONCE) for image in model.decode(part))
+    names = (f"{i:06}-" + re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem)[:100] for i, name in enumerate(found.names))
+    write_pictures(out, zip(names, images, strict=True), form)
+
+
+def write_pictures(folder: Path, images: Iterable[tuple[str, Tensor]], form: Form) -> None:
+    """Write images (D,) as PNG files under their names into a folder, and say so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for name, image in images:
+        content = io.BytesIO()
+        picture(image, form).save(content, "PNG")
+        write_atomically(folder / f"{name}.png", content.getvalue())
+        count += 1
+    say(f"written: {folder}, {count:,} pictures")
 
 
 def picture(image: Tensor, form: Form) -> Image.Image:

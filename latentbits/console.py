@@ -74,6 +74,13 @@ def check_output(path: Path | None, overwrite: bool) -> None:
     check_writable(path.parent, "--out")
 
 
+def check_new_folder(path: Path) -> None:
+    """Refuse an output folder that holds something, or that cannot be made."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"--out: expected a new or an empty folder, got {path}")
+    check_writable(path, "--out")
+
+
 def check_writable(folder: Path, what: str) -> None:
     """Refuse a folder in which nothing can be written, before anything is computed for it."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

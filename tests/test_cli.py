@@ -268,6 +268,23 @@ def test_a_curve_needs_kept_weights(run, capsys):
     assert "--samples: expected at least 1, got 0\nerror: --images:" in capsys.readouterr().err
 
 
+def test_samples_become_a_picture_each(run, tmp_path, capsys):
+    path, one = tmp_path / "samples", tmp_path / "one.png"
+    assert main(["sample", str(run), "--no-grid", "--count", "12", "--gibbs-steps", "3", "--out", str(path)]) == 0
+    assert f"written: {path}, 12 pictures" in capsys.readouterr().out
+    assert [each.name for each in sorted(path.iterdir())] == [f"{i:06}.png" for i in range(12)]
+    with Image.open(path / "000011.png") as last:
+        assert last.size == (8, 8)
+        ink = 255 - np.asarray(last).astype(int)  # a grid is ink on white, a picture white on black
+    assert main(["sample", str(run), "--count", "12", "--gibbs-steps", "3", "--out", str(one)]) == 0
+    with Image.open(one) as sheet:
+        tile = np.asarray(sheet.resize((sheet.width // 6, sheet.height // 6), Image.Resampling.NEAREST)).astype(int)
+    assert abs(tile[11:19, 11:19] - ink).max() <= 1
+    assert main(["sample", str(run), "--no-grid", "--out", str(path)]) == 2
+    assert "--out: expected a new or an empty folder" in capsys.readouterr().err
+    assert main(["sample", str(run), "--no-grid", "--gif"]) == 2
+
+
 def test_a_pretrained_model_is_sampled_by_its_name(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("latentbits.runs.PRETRAINED_FOLDER", run.parent)
     monkeypatch.chdir(tmp_path)
