@@ -1,7 +1,8 @@
 """The paper's Tables 1 to 3 beside what was measured here, from the JSON files in ``results/``.
 
-``python benchmarks/tables.py`` writes ``results/table1.json`` to ``table3.json`` and prints the tables as Markdown for
-``docs/results.md``, where a test looks for them.
+``python benchmarks/tables.py`` writes ``results/table1.json`` to ``table3.json``, and ``results/hours.json`` with how
+long training took to come below some likelihoods, and prints the tables as Markdown for ``docs/results.md``, where a
+test looks for them.
 """
 
 import json
@@ -64,6 +65,31 @@ TABLES = {
 IN_BITS = ("table3",)
 
 
+class Training(NamedTuple):
+    """The runs in ``results/runs`` that a model's training consists of, each but the first from the weights before it.
+
+    Attributes:
+        runs: Their names.
+        cores: On how many they ran.
+    """
+
+    runs: tuple[str, ...]
+    cores: int = 1
+
+
+TRAININGS = {
+    "mnist-mlp-best": Training(("mnist-mlp-best-pretraining", "mnist-mlp-best-begin", "mnist-mlp-best")),
+    "mnist-mlp-crws": Training(("mnist-mlp-best-pretraining", "mnist-mlp-crws")),
+    "mnist-mlp": Training(("mnist-mlp-30-minutes",), 2),
+    "mnist-mlp-no-pretrain": Training(("mnist-mlp-no-pretrain",)),
+    "mnist-mlp-bernoulli-prior": Training(("mnist-mlp-bernoulli-prior",)),
+    "mnist-mlp-iwae": Training(("mnist-mlp-iwae",)),
+}
+
+LEVELS = (90.0, 87.0, 85.0)
+PUBLISHED = 83.69
+
+
 def measured(run: str, split: str) -> dict[str, Any] | None:
     """What is quoted of a run's result on a split, or None."""
     path = RESULTS / f"{run}-{split}.json"
@@ -121,7 +147,79 @@ def markdown(name: str) -> str:
     return "\n".join(lines)
 
 
+def hours() -> list[dict[str, Any]]:
+    """For each model the hours until quick validation was at each level or below, and kept weights below the paper."""
+    rows = []
+    for model, (runs, cores) in TRAININGS.items():
+        found = [metrics(run) for run in runs if (RESULTS / "runs" / run).is_dir()]
+        if len(found) < len(runs):
+            continue
+        before = [sum(sitting[-1]["seconds"] for sitting in found[:i]) for i in range(len(found))]
+        timed = [
+            (start + row["seconds"], row["valid_nll"])
+            for start, sitting in zip(before, found, strict=True)
+            for row in sitting
+            if row.get("valid_nll") is not None
+        ]
+        row: dict[str, Any] = {"model": model, "cores": cores, "hours": (before[-1] + found[-1][-1]["seconds"]) / 3600}
+        for level in LEVELS:
+            row[f"valid {level:g}"] = next((seconds / 3600 for seconds, nll in timed if nll <= level), None)
+        row[f"test {PUBLISHED:g}"] = kept_below(runs[-1], before[-1])
+        rows.append(row)
+    return rows
+
+
+def metrics(run: str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics that are of an epoch."""
+    lines = (RESULTS / "runs" / run / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "seconds" in row]
+
+
+def kept_below(run: str, before: float) -> dict[str, Any] | None:
+    """The first of a run's kept weights whose test NLL is at the published one or below: figure, K, hours."""
+    path = RESULTS / "runs" / run / "curve-test.jsonl"
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        row = json.loads(line)
+        found = row["evaluation"]["likelihood"]
+        if found["nll"] <= PUBLISHED:
+            kept = {name: found[name] for name in ("nll", "standard_error_monte_carlo", "samples", "images")}
+            return {"hours": (before + row["seconds"]) / 3600, "file": f"results/runs/{run}/{path.name}", **kept}
+    return None
+
+
+def hours_markdown() -> str:
+    """The table of hours in Markdown."""
+    heads = ["model", "cores", *(f"{level:g}, valid" for level in LEVELS), f"{PUBLISHED:g}, test", "in all"]
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    for row in hours():
+        cells = ["" if (at := row[f"valid {level:g}"]) is None else f"{at:.2f}" for level in LEVELS]
+        kept = row[f"test {PUBLISHED:g}"]
+        cells.append("" if kept is None else f"{kept['hours']:.2f} ([{kept['nll']:.2f}](../{kept['file']}))")
+        lines.append("| " + " | ".join([f"`{row['model']}`", str(row["cores"]), *cells, f"{row['hours']:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def ablations_markdown(of_stage_3: bool) -> str:
+    """The ablations of stage 3, or of stages 1 and 2, best first, in Markdown."""
+    found = json.loads((RESULTS / "ablations.json").read_text())
+    lines = ["| | valid | train | minutes | epochs |", "| --- | --- | --- | --- | --- |"]
+    figures = {
+        name: [line[split]["evaluation"]["likelihood"] for split in ("valid", "train")]
+        for name, line in found.items()
+        if name.startswith("stages 1 and 2") != of_stage_3
+    }
+    for name, both in sorted(figures.items(), key=lambda item: item[1][0]["nll"]):
+        cells = [f"{each['nll']:.2f} ± {each['standard_error_monte_carlo']:.2f}" for each in both]
+        minutes, epochs = found[name]["training_seconds"] / 60, found[name]["epochs"]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {minutes:.1f} | {epochs} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     for title in TABLES:
         write_json(RESULTS / f"{title}.json", table(title))
         print(f"{title}\n\n{markdown(title)}\n")
+    write_json(RESULTS / "hours.json", hours())
+    print(f"hours\n\n{hours_markdown()}")
+    for of_stage_3 in (True, False):
+        print(f"\nablations of {'stage 3' if of_stage_3 else 'stages 1 and 2'}\n\n{ablations_markdown(of_stage_3)}")

@@ -221,6 +221,13 @@ def test_the_results_show_the_tables_that_the_files_make(name):
     assert json.loads((ROOT / f"results/{name}.json").read_text()) == tables.table(name)
 
 
+def test_the_results_show_the_hours_and_the_ablations_that_the_files_make():
+    text = (ROOT / "docs/results.md").read_text()
+    for made in (tables.hours_markdown(), tables.ablations_markdown(True), tables.ablations_markdown(False)):
+        assert made in text, f"paste it: python benchmarks/tables.py\n{made}"
+    assert json.loads((ROOT / "results/hours.json").read_text()) == tables.hours()
+
+
 @pytest.fixture(scope="module")
 def quick_start(after):
     """The names that the README's blocks define."""
