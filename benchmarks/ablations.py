@@ -31,6 +31,7 @@ RELAXED = "--joint.objective relaxed --joint.samples 1 --joint.products float32 
 VARIATIONS = {
     "VIMCO, K = 50": "--joint.epochs 9",
     "VIMCO, K = 10": "--joint.epochs 20 --joint.samples 10",
+    "VIMCO, K = 200": "--joint.epochs 3 --joint.samples 200",
     "VIMCO, K from 5 to 50": "--joint.epochs 13 --joint.first-samples 5",
     "VIMCO, full backward": "--joint.epochs 5 --joint.backward-samples 0",
     "VIMCO, centered RBM": "--joint.epochs 9 --joint.centered",
@@ -60,6 +61,7 @@ VARIATIONS = {
     "stages 1 and 2": STAGES_1_AND_2,
     "stages 1 and 2, shift 0.5": f"{STAGES_1_AND_2} --autoencoder.shift 0.5",
     "stages 1 and 2, distort 1.5": f"{STAGES_1_AND_2} --autoencoder.distort 1.5",
+    "stages 1 and 2, dropout 0.1": f"{STAGES_1_AND_2} --autoencoder.dropout 0.1",
     "stages 1 and 2, input dropout 0.2": f"{STAGES_1_AND_2} --autoencoder.input-dropout 0.2",
     "stages 1 and 2, weight decay 1e-5": f"{STAGES_1_AND_2} --autoencoder.weight-decay 1e-5",
     "stages 1 and 2, ReLU": f"{STAGES_1_AND_2} --model.activation relu",
