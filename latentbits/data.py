@@ -59,8 +59,8 @@ MNIST_FILES = {
     ),
 }
 FORMS = {
-    "digits": Form(1, 8, 8),
-    "binarized-mnist": Form(1, 28, 28),
+    "digits": Form(1, 8, 8, ink=True),
+    "binarized-mnist": Form(1, 28, 28, ink=True),
     "cifar10": CIFAR10_FORM,
     "imagenet64": IMAGENET64_FORM,
     "natural64": square_form(64),

@@ -118,7 +118,7 @@ def picture(title: str, alt: str, images: Tensor, form: Form) -> Picture:
     sheet, content = grid(images, form, zoom=zoom_for(form)), io.BytesIO()
     sheet.quantize(16).save(content, "PNG", optimize=True) if form.channels == 1 else sheet.save(content, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
-    return Picture(title, alt, uri, sheet.width, sheet.height, form.levels == 2)
+    return Picture(title, alt, uri, sheet.width, sheet.height, form.ink)
 
 
 def pictures(shown: Exhibits, form: Form) -> list[Picture]:

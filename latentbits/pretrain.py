@@ -75,7 +75,7 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
         session.record(reconstruction=loss.detach())
 
     session.checkpoint()
-    if problem := overfitting(by_epoch):
+    if problem := overfitting(by_epoch, config.dropout):
         session.display.note(f"warning: {problem}")
     scale, table = choose_scale(session, model, config)
     scale = distributed.of_first(scale)  # on a GPU, rounding could tip the balance in one of several processes
@@ -84,15 +84,20 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     session.display.note(f"posterior = sigmoid({scale:g} E(x)); validation NLL by scale: {table}")
 
 
-def overfitting(by_epoch: Mapping[int, float]) -> str | None:
-    """What is wrong if validation images' reconstruction, in nats, is a hundredth worse than after its best epoch."""
+def overfitting(by_epoch: Mapping[int, float], dropout: float) -> str | None:
+    """What is wrong if validation images' reconstruction, in nats, has risen since its best epoch and is still high.
+
+    Risen is by a hundredth. After the first epoch, in which little is learned, a rise may pass.
+    """
     best, last = min(by_epoch, key=by_epoch.__getitem__, default=0), max(by_epoch, default=0)
-    if best == last or by_epoch[last] - by_epoch[best] <= abs(by_epoch[best]) / 100:
+    if best <= 1 or by_epoch[last] - by_epoch[best] <= abs(by_epoch[best]) / 100:
         return None
+    if by_epoch[last] < max(nll for epoch, nll in by_epoch.items() if epoch > best) - abs(by_epoch[best]) / 100:
+        return None  # falling again
     return (
-        f"stage 1 overfits: validation images came back best after epoch {best}, to {by_epoch[best]:.2f} nats, "
-        f"and after epoch {last} to {by_epoch[last]:.2f}. With --autoencoder.epochs {best}, with --autoencoder.dropout "
-        "0.1 or with more images, a new run may become better"
+        f"stage 1 overfits: validation images came back best after epoch {best}, to {by_epoch[best]:.2f} nats, and after "
+        f"epoch {last} to {by_epoch[last]:.2f}. With --autoencoder.epochs {best}, with --autoencoder.dropout "
+        f"{dropout + 0.1:.1f} instead of {dropout:g} or with more images, a new run may become better"
     )
 
 

@@ -286,11 +286,12 @@ def my_images(
     kind: Literal["colour", "grey", "black-and-white"] = "colour", size: int = 32, images: int = 5000
 ) -> Config:
     """Your own pictures: networks and epochs by what they are and how many there are."""
-    batch_size = 50
-    per_epoch = max(1, 8 * images // 10 // batch_size)  # 8 in 10 are for training
+    for_training = 8 * images // 10
+    batch_size = min(50, max(4, for_training // 8))  # of few pictures small ones, so that an epoch has eight
+    per_epoch = max(1, for_training // batch_size)
 
     def epochs(updates: int, most: int) -> int:
-        return min(most, max(2, round(updates / per_epoch)))
+        return min(2 * most if images < 1000 else most, max(2, round(updates / per_epoch)))
 
     few = images < 5000
     latent = 100 if few else 200

@@ -36,12 +36,12 @@ INK, ACCENT, SECOND = "#22303c", "#1f6fb2", "#c8553d"
 
 
 def grid(images: Tensor, form: Form, columns: int = 10, zoom: int = 2) -> Image.Image:
-    """Images (N, D), with values from 0 to levels - 1, as one picture of ``columns`` columns; bits are ink on white."""
+    """Images (N, D), with values from 0 to levels - 1, as one picture of ``columns`` columns, on white."""
     channels, height, width = form.image
     rows = -(-len(images) // columns)
     tiles = torch.ones(rows * columns, channels, height + 2, width + 2)
     values = images.reshape(-1, *form.image).float().cpu() / (form.levels - 1)
-    tiles[: len(images), :, 1:-1, 1:-1] = 1 - values if form.levels == 2 else values
+    tiles[: len(images), :, 1:-1, 1:-1] = 1 - values if form.ink else values
     sheet = tiles.view(rows, columns, channels, height + 2, width + 2).permute(0, 3, 1, 4, 2)
     sheet = sheet.reshape(rows * (height + 2), columns * (width + 2), channels).squeeze(-1)
     picture = Image.fromarray((sheet.clamp(0, 1) * 255).round().to(torch.uint8).numpy())

@@ -30,12 +30,14 @@ class Form(NamedTuple):
         height: In pixels.
         width: In pixels.
         levels: 2 for bits, 256 for bytes.
+        ink: Whether the highest level is ink, which pictures show as black on white.
     """
 
     channels: int
     height: int
     width: int
     levels: int = 2
+    ink: bool = False
 
     @property
     def image(self) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """The command ``latentbits train``: recipe, overrides, one's own pictures, resuming."""
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from rich.padding import Padding
 
 from . import distributed, folders
-from .config import Config
-from .console import UsageError, check_device, console, lookup, say
+from .config import Config, DataConfig
+from .console import UsageError, check_device, console, lookup, say, warn
 from .recipes import RECIPES, Recipe, my_images
 from .runs import Run
 from .train import train
@@ -46,6 +47,9 @@ class TrainOptions:
     device: str = "cpu"
     tensorboard: bool = False
 
+
+FEW = 1000
+"""Pictures below which a model is not likely to know much of any others."""
 
 NOT_OPTIONS = ("recipe", "sampler", "image", "levels")
 """The command names the recipe, and the others are for Python."""
@@ -93,6 +97,11 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     config, options = parse_options(args, base)
     if found is not None:
         say(f"{options.data_dir}: {chosen(found, config)}")
+        if found.files < FEW:
+            warn(
+                f"{found.files:,} pictures are few: the model will know these better than any others. From about "
+                f"{FEW:,} on it has a chance to learn what they have in common"
+            )
     return config, options
 
 
@@ -170,9 +179,10 @@ def to_resume(args: Sequence[str]) -> Config | None:
 
 def chosen(found: folders.Description, config: Config) -> str:
     """What was found and what is taken for it, in a line."""
+    made = f", made {config.data.kind}" if config.data.kind != found.kind else ""
     epochs = " + ".join(str(stage.epochs) for stage in (config.autoencoder, config.rbm, config.joint))
     return (
-        f"{found.files:,} pictures, {found.kind} by the first {found.looked_at:,}. Chosen: {config.data.size}x"
+        f"{found.files:,} pictures, {found.kind} by the first {found.looked_at:,}{made}. Chosen: {config.data.size}x"
         f"{config.data.size} pixels (--size), {config.model.network} networks, {config.model.latent} bits, {epochs} "
         "epochs of stages 1 to 3. Every choice is an option (--help)"
     )
@@ -185,21 +195,27 @@ def in_long_form(args: Sequence[str]) -> list[str]:
     for word in args:
         name, sign, value = word.partition("=")
         words.append(f"{long.get(name, name)}{sign}{value.removeprefix('images:')}".removeprefix("images:"))
-    return words
+    return [os.path.expanduser(word) if word.startswith("~") else word for word in words]
 
 
 def look_at_pictures(args: Sequence[str]) -> tuple[folders.Description, Config]:
-    """What is at the place that the options name, and the recipe for it."""
-    place, size = last_value(args, "--data-dir"), last_value(args, "--data.size")
-    if place is None:
-        raise UsageError("my-images: name a folder, .tar or .zip of pictures with --data images:PLACE")
-    if size is not None and not (size.isdecimal() and len(size) < 10):
-        raise UsageError(f"--data.size: expected a number of pixels, got {size}")
-    found = folders.describe(Path(place))
+    """What is at the place that the options name, and the recipe for it.
+
+    Raises:
+        UsageError: If they name none, or pictures of a size or kind that there is not.
+    """
+    place, size = last_value(args, "--data-dir"), last_value(args, "--data.size") or str(DataConfig().size)
+    if not place or place.startswith("--"):
+        raise UsageError("--data: expected images:PLACE, with a folder, .tar or .zip of pictures; name one")
+    kind = last_value(args, "--data.kind")
     try:
-        return found, my_images(cast(Any, found.kind), int(size or 32), found.files)
+        asked = DataConfig.model_validate({"name": "images", "size": size} | ({"kind": kind} if kind else {}))
     except ValidationError as error:
-        raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
+        raise UsageError(
+            "\n".join(f"--data.{describe(problem).removeprefix('--')}" for problem in error.errors())
+        ) from error
+    found = folders.describe(Path(place))
+    return found, my_images(cast(Any, kind or found.kind), asked.size, found.files)
 
 
 def describe(problem: Any) -> str:

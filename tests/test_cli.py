@@ -9,9 +9,13 @@ import torch
 from PIL import Image
 
 import latentbits as lb
+from latentbits import data
 from latentbits.cli import main
+from latentbits.codes_cli import picture as single
+from latentbits.config import DataConfig
+from latentbits.folders import square_form
 from latentbits.recipes import RECIPES
-from latentbits.report import labels, nearest, over
+from latentbits.report import grid, labels, nearest, over
 from latentbits.runs import Run
 from latentbits.train_cli import parse_train
 
@@ -77,6 +81,17 @@ def test_sample_draws_a_grid_and_overwrites_only_if_asked(run, tmp_path, capsys)
     assert path.read_bytes() != content
     assert main([*arguments, "--overwrite", "--temperatures", "0"]) == 2
     assert "--temperatures: expected at least 1, got 0" in capsys.readouterr().err
+
+
+def test_only_ink_is_drawn_dark_on_white():
+    """Digits are ink on paper; in pictures of one's own the lighter level is light, in grids as in single files."""
+    x = torch.tensor([[1.0] * 6 + [0.0] * 2])
+    for form, light in ((data.form_of(DataConfig(name="digits")), False), (square_form(8, "black-and-white"), True)):
+        form = form._replace(height=2, width=4)
+        pixels = np.asarray(grid(x, form, columns=1, zoom=1))[1:-1, 1:-1]
+        assert (pixels[0] == (255 if light else 0)).all()
+        assert pixels[1].tolist() == ([255, 255, 0, 0] if light else [0, 0, 255, 255])
+        assert np.array_equal(np.asarray(single(x[0], form)), pixels if light else 255 - pixels)
 
 
 def test_the_walk_is_a_gif_from_noise_to_samples(run, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Pictures from folders and archives: what is whole comes back, the rest is named."""
 
 import io
+import re
 import tarfile
 import zipfile
 
@@ -12,7 +13,10 @@ import latentbits as lb
 from latentbits import data, folders
 from latentbits.cli import main
 from latentbits.config import DataConfig
+from latentbits.recipes import my_images
+from latentbits.session import steps_per_epoch
 from latentbits.splits import DataError, Form
+from latentbits.train_cli import parse_train
 
 SQUARE = Form(3, 8, 8, 256)
 
@@ -264,9 +268,38 @@ def test_own_pictures_are_trained_by_what_they_are(tmp_path, kind, capsys):
 
 def test_own_pictures_need_a_place_and_a_size(tmp_path, capsys):
     assert main(["train", "my-images"]) == 2
-    assert "name a folder, .tar or .zip of pictures with --data images:PLACE" in capsys.readouterr().err
+    no_place = "--data: expected images:PLACE, with a folder, .tar or .zip of pictures; name one"
+    assert no_place in capsys.readouterr().err
+    for empty in (["--data", "images:"], ["--data="], ["--data", "--run", str(tmp_path / "run")]):
+        assert main(["train", "my-images", *empty]) == 2
+        assert no_place in capsys.readouterr().err
     path = write({"0.png": encoded(random_pixels(0))}, tmp_path / "pictures")
-    assert main(["train", "my-images", "--data", f"images:{path}", "--size", "large"]) == 2
-    assert "--data.size: expected a number of pixels, got large" in capsys.readouterr().err
-    assert main(["train", "my-images", "--data", f"images:{path}", "--size", "2"]) == 2
+    for wrong in ("large", "2", "0", "-5", "10000"):
+        assert main(["train", "my-images", "--data", f"images:{path}", "--size", wrong]) == 2
+        assert re.search(rf"--data\.size: .*, got {wrong}\n", capsys.readouterr().err)
+    assert main(["train", "my-images", "--data", f"images:{path}", "--data.kind", "blue"]) == 2
+    assert "--data.kind: Input should be 'colour', 'grey' or 'black-and-white', got blue" in capsys.readouterr().err
     assert main(["train", "my-images", "--data", "images:nowhere"]) == 2
+
+
+def test_pictures_can_be_made_another_kind_and_home_is_found(tmp_path, monkeypatch, capsys):
+    write({f"{n}.png": encoded(random_pixels(n)[:, :, 0]) for n in range(30)}, tmp_path / "pictures")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config, options = parse_train(["my-images", "--data", "images:~/pictures", "--data.kind", "black-and-white"])
+    assert config == my_images("black-and-white", 32, 30)
+    assert config.model.network == "mlp"
+    assert options.data_dir == tmp_path / "pictures"
+    said = "".join(capsys.readouterr())
+    assert "30 pictures, grey by the first 30, made black-and-white. Chosen: 32x32 pixels (--size), mlp" in said
+    assert "warning: 30 pictures are few" in said
+
+
+@pytest.mark.parametrize("images", [30, 100, 300, 999, 1000, 10**4, 10**6])
+@pytest.mark.parametrize("kind", ["colour", "black-and-white"])
+def test_few_pictures_get_as_many_updates_as_many_do(images, kind):
+    config = my_images(kind, 32, images)
+    for stage, least in ((config.autoencoder, 1500), (config.joint, 1000)):
+        updates = stage.epochs * steps_per_epoch(8 * images // 10, stage.batch_size)
+        assert updates >= least
+        assert updates <= 6000 or stage.epochs == 2
+        assert stage.warmup <= updates / 10

@@ -216,6 +216,27 @@ def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_p
     assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("by_epoch", "said"),
+    [
+        ([9.0, 5.0, 6.0, 7.0], True),
+        ([9.0, 5.0, 7.0, 6.99], True),  # still high
+        ([9.0, 5.0, 7.0, 6.0], False),  # falling again
+        ([5.0, 6.0, 7.0, 8.0], False),  # nothing was learned yet when it was best
+        ([9.0, 5.0, 5.04], False),
+        ([-5.0, -6.0, -5.5], True),  # densities of a likelihood of one's own
+        ([5.0], False),
+        ([], False),
+    ],
+)
+def test_a_rise_that_lasts_is_called_overfitting(by_epoch, said):
+    found = pretrain.overfitting(dict(enumerate(by_epoch, start=1)), 0.2)
+    assert (found is not None) == said
+    if said:
+        assert "after epoch 2" in found
+        assert "dropout 0.3 instead of 0.2" in found
+
+
 def test_stage_1_says_where_it_began_to_overfit(tmp_path, capsys):
     few = data.load(DataConfig(name="digits"))
     few = few._replace(train=few.train[:20])
@@ -227,6 +248,7 @@ def test_stage_1_says_where_it_began_to_overfit(tmp_path, capsys):
     assert 1 < best < 400
     told = "".join(capsys.readouterr())
     assert f"came back best after epoch {best}, to {min(by_epoch):.2f} nats, and after epoch 400" in told
+    assert "--autoencoder.dropout 0.1 instead of 0" in told
     lb.train(tiny(autoencoder={"epochs": 3, "batch_size": 20}, **alone), tmp_path / "short", splits=few)
     assert "overfits" not in "".join(capsys.readouterr())
 
