@@ -36,7 +36,7 @@ from .progress import Display, printable
 from .rbm import RBM
 from .recipes import RECIPES
 from .records import evaluation_record, keep_evaluation, last_evaluation
-from .runs import Run, load, pretrained_names, pretrained_path
+from .runs import Run, data_of, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .sharing import export
 from .splits import DataError, cache_dir
@@ -97,7 +97,7 @@ def evaluate_run(
         model = load_to_evaluate(run, weights).to(device)
         if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
             raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
-        splits = data.load(folder.config.data, data_dir)
+        splits = data_of(folder, data_dir)
         x, unfinished = getattr(splits, split), folder.inner("unfinished-evaluation")
         started = time.monotonic()
         with Display(quiet=not is_first) as display:
@@ -168,7 +168,7 @@ def curve_run(
     with distributed.processes(device):
         is_first = distributed.world().is_first
         seconds_at = {row["epoch"]: row["seconds"] for row in folder.metrics() if row["stage"] == "joint"}
-        splits = data.load(folder.config.data, data_dir)
+        splits = data_of(folder, data_dir)
         x = getattr(splits, split)
         settings = {"images": len(x[:images]), **counts._asdict(), "seed": seed}
         done = {row["weights"]["file"]: row for row in folder.curve(split) if row["settings"] == settings}
@@ -296,7 +296,7 @@ def report_run(
     folder, out = runs[0], runs[0].inner("report")
     check_writable(folder.path, "run")
     records = [last_evaluation(each) for each in runs]
-    splits = data.load(folder.config.data, data_dir)
+    splits = data_of(folder, data_dir)
     with Display() as display:
         shown = exhibits(folder, splits, gibbs_steps, display.share)
         asked = trained_temperatures(folder.config) if temperatures is None else temperatures
@@ -304,7 +304,7 @@ def report_run(
     paths = write_pictures(folder, splits.form, shown, out)
     paths += write_comparison(runs, out)
     paths.append(out / "report.html")
-    write_atomically(paths[-1], page(runs, records, splits, shown, diagnosis, data_dir).encode())
+    write_atomically(paths[-1], page(runs, records, splits, shown, diagnosis, data_dir or folder.data_dir).encode())
     if record := records[0]:
         console.print(evaluation_table(record.evaluation))
         say(f"{record.about['command']}: {record.about['images']} images, weights {record.about['weights']}")

@@ -22,7 +22,7 @@ from .files import write_atomically
 from .folders import opened
 from .model import GaussianModel, LatentModel, Scores
 from .progress import Display
-from .runs import FINISHED, Run, load, pretrained_names, pretrained_path
+from .runs import FINISHED, Run, data_of, load, pretrained_names, pretrained_path
 from .splits import Form
 
 IMAGES_AT_ONCE, IMAGES_SCORED_AT_ONCE = 500, 20
@@ -60,7 +60,7 @@ def chosen_images(run: Run, images: Path | None, split: str, data_dir: Path | No
     form = data.form_of(run.config.data)
     if images is not None:
         return read_images(images, form, invert), form
-    x = getattr(data.load(run.config.data, data_dir), split)
+    x = getattr(data_of(run, data_dir), split)
     return Codes(form.levels - 1 - x if invert else x, [f"{split}-{i:06}" for i in range(len(x))]), form
 
 

@@ -15,7 +15,7 @@ from .files import load_state
 from .model import Model
 from .progress import STAGE_TITLES
 from .recipes import RECIPES, changes, origins, train_command
-from .records import Record
+from .records import Record, of_other_data
 from .report import labels
 from .runs import FINISHED, STAGES, Run
 from .splits import Form, Splits
@@ -188,6 +188,7 @@ def highlights(run: Run, form: Form, stands: Standing, record: Record | None) ->
         of = f"{record.evaluation.split}, {likelihood.images:,} images" + (
             f", K = {likelihood.samples:,}" if likelihood.samples else ""
         )
+        of += ", of other data than it was trained on" if of_other_data(record) else ""
         over = error(likelihood.standard_error_images)
         found.append(["negative log-likelihood", f"{likelihood.nll:.2f} nats", f"{of}; ± {over} over images"])
     elif quick:

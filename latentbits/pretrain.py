@@ -95,8 +95,8 @@ def overfitting(by_epoch: Mapping[int, float], dropout: float) -> str | None:
     if by_epoch[last] < max(nll for epoch, nll in by_epoch.items() if epoch > best) - abs(by_epoch[best]) / 100:
         return None  # falling again
     return (
-        f"stage 1 overfits: validation images came back best after epoch {best}, to {by_epoch[best]:.2f} nats, and after "
-        f"epoch {last} to {by_epoch[last]:.2f}. With --autoencoder.epochs {best}, with --autoencoder.dropout "
+        f"stage 1 overfits: validation images came back best after epoch {best}, to {by_epoch[best]:.2f} nats, and "
+        f"after epoch {last} to {by_epoch[last]:.2f}. With --autoencoder.epochs {best}, with --autoencoder.dropout "
         f"{dropout + 0.1:.1f} instead of {dropout:g} or with more images, a new run may become better"
     )
 

@@ -79,6 +79,7 @@ def evaluation_record(
         "wall_seconds": round(seconds, 1),
         "seed": seed,
         "data_checksum": splits.checksum,
+        "trained_on": run.data_checksum,
         **provenance(),
     }
 
@@ -101,6 +102,11 @@ class Record(NamedTuple):
 
     evaluation: Evaluation
     about: dict[str, Any]
+
+
+def of_other_data(record: Record) -> bool:
+    """Whether an evaluation is of other data than the run was trained on, as far as is known."""
+    return record.about.get("trained_on") not in (None, record.about["data_checksum"])
 
 
 def last_evaluation(run: Run) -> Record | None:

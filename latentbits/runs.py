@@ -12,6 +12,7 @@
 | ``curve-SPLIT.jsonl`` | evaluations of those |
 | ``evaluation.json``, ``evaluations.jsonl`` | the last evaluation, and a line for each |
 | ``report`` | a page and pictures, made by ``latentbits report`` |
+| ``data.json`` | the folder or archive of the data, where training was told one |
 | ``tensorboard`` | the metrics as events, with ``--tensorboard`` |
 | ``unfinished-evaluation`` | what an interrupted evaluation goes on from; gone when it is done |
 
@@ -21,6 +22,7 @@ No file is a pickle; see :mod:`latentbits.files`.
 import fcntl
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,7 @@ from safetensors import SafetensorError, safe_open
 
 from .config import Config
 from .data import form_of
+from .data import load as load_data
 from .files import (
     DamagedError,
     FileError,
@@ -47,6 +50,7 @@ from .files import (
     write_json,
 )
 from .model import Model, build
+from .splits import Splits
 
 PRETRAINED_FOLDER = Path(__file__).parent / "pretrained"
 
@@ -63,7 +67,7 @@ class RunError(FileError):
 
 def _is_left(path: Path) -> bool:
     """Whether a file is the lock, or what training had half written when it was killed."""
-    parts = (".config.json.*.part", ".metrics.jsonl.*.part", ".*.safetensors.*.part")
+    parts = (".config.json.*.part", ".data.json.*.part", ".metrics.jsonl.*.part", ".*.safetensors.*.part")
     return path.name == ".lock" or any(path.match(part) for part in parts)
 
 
@@ -150,6 +154,28 @@ class Run:
             raise RunError(str(error)) from error
         except (ValueError, RecursionError) as error:
             raise RunError(f"{path}: not a configuration that this version can read ({error})") from error
+
+    def remember_data_dir(self, data_dir: Path) -> None:
+        """Write down where the data are, for those who look for them later."""
+        write_json(self.path / "data.json", {"data_dir": str(data_dir.absolute())})
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Where training found the data, if it was told a place that is still there."""
+        path = self.path / "data.json"
+        try:
+            place = Path(json.loads(read_text(path))["data_dir"]) if path.is_file() else None
+            return place if place is not None and place.exists() else None
+        except (FileError, OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None  # it can be named again
+
+    @property
+    def data_checksum(self) -> str | None:
+        """SHA-256 of the data that training is of, by its checkpoint; None without one that is whole."""
+        try:
+            return str(load_state(self.checkpoint)["origin"]["data"]) if self.checkpoint.is_file() else None
+        except (FileError, KeyError, TypeError):
+            return None
 
     @property
     def checkpoint(self) -> Path:
@@ -413,6 +439,23 @@ def load(path: Path | str, weights: str = "model", model: Model | None = None) -
         raise RunError(f"{run.path}/config.json: no model can be made of it ({reason})") from error
     run.load_weights(weights, model)
     return model.eval()
+
+
+def data_of(run: Run, data_dir: Path | None = None) -> Splits:
+    """The data of a run, from a folder or archive, or else from where training found them.
+
+    Others than those of training are taken with a warning.
+
+    Raises:
+        DataError: If there are none.
+    """
+    place, trained_on = data_dir or run.data_dir, run.data_checksum
+    splits = load_data(run.config.data, place)
+    if trained_on not in (None, splits.checksum):
+        warnings.warn(
+            f"{place or 'the data'}: other data than {run.path} was trained on, by their checksums", stacklevel=2
+        )
+    return splits
 
 
 def pretrained_names() -> list[str]:

@@ -201,12 +201,15 @@ def check_origin(saved: dict[str, Any], now: dict[str, Any], path: Path, display
     Raises:
         RunError: If configuration or data differ; another version or number of threads is only noted.
     """
-    for name, what in (("config", "configuration: config.json was changed"), ("data", "data")):
-        before, after = saved[name], now[name]
-        if name == "config":  # settings that a newer version has brought are at their defaults in both
-            before, after = Config.model_validate_json(before), Config.model_validate_json(after)
-        if before != after:
-            raise RunError(f"{path}: the checkpoint is of another {what}; start a new run")
+    # settings that a newer version has brought are at their defaults in both
+    before, after = (Config.model_validate_json(each["config"]) for each in (saved, now))
+    if before != after:
+        raise RunError(f"{path}: the checkpoint is of another configuration: config.json was changed; start a new run")
+    if saved["data"] != now["data"]:
+        raise RunError(
+            f"{path}: the checkpoint is of other data than these; name those that the run was begun with by "
+            "--data-dir, or start a new run"
+        )
     if saved["rounding"] != now["rounding"]:
         display.note(
             f"resumed with {now['rounding']}; before: {saved['rounding']}. From here on the run is not "

@@ -13,7 +13,7 @@ from .config import Config, ModelConfig
 from .data import form_of
 from .evaluate import Likelihood
 from .files import write_atomically, write_json
-from .records import Record, last_evaluation
+from .records import Record, last_evaluation, of_other_data
 from .runs import Run, RunError, load
 
 CARD = "README.md"
@@ -140,6 +140,7 @@ def evaluation_lines(record: Record) -> list[str]:
     lines = [
         f"Negative log-likelihood of the {evaluation.split} split ({about['images']}), in nats an image:",
         "",
+        *(["**These are other data than those that it was trained on.**", ""] if of_other_data(record) else []),
         "| | NLL | Monte-Carlo error | over images | bits/dim | images | K |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]

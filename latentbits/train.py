@@ -102,6 +102,8 @@ def train(
             "resume it without options, or start a new run"
         )
     check_shares(config)
+    if data_dir is None and folder is not None:
+        data_dir = folder.data_dir
     splits = (splits or data.load(config.data, data_dir)).to(device)
     state, is_first = new_state(config, splits, model), distributed.world().is_first
     begins = folder is None or not folder.has_checkpoint()
@@ -122,6 +124,8 @@ def train(
         if is_first and (left := folder.truncate_metrics(state.rows)) < state.rows:
             display.note(f"metrics.jsonl: {left} of the {state.rows} lines up to the checkpoint are left; going on")
             state.rows = left
+        if is_first and data_dir is not None:
+            folder.remember_data_dir(Path(data_dir))
         deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         events = Events(folder) if tensorboard and is_first else None
         session = Session(folder, config, state, splits, deadline, display, parts, events)

@@ -12,7 +12,7 @@ from PIL import Image
 import latentbits as lb
 from latentbits import data, folders
 from latentbits.cli import main
-from latentbits.config import DataConfig
+from latentbits.config import AutoencoderConfig, Config, DataConfig, JointConfig, ModelConfig, RBMConfig
 from latentbits.recipes import my_images
 from latentbits.session import steps_per_epoch
 from latentbits.splits import DataError, Form
@@ -262,6 +262,7 @@ def test_own_pictures_are_trained_by_what_they_are(tmp_path, kind, capsys):
     assert main(again) == 0
     assert main([*again, "--joint.epochs", "2"]) == 2
     assert "joint.epochs: 1 -> 2" in capsys.readouterr().err
+    assert main(again[:-2]) == 0  # where the pictures are is remembered
     assert main(["encode", str(run), str(path), "--out", str(tmp_path / "codes.npz")]) == 0
     assert len(lb.load_codes(tmp_path / "codes.npz").names) == 60
 
@@ -303,3 +304,54 @@ def test_few_pictures_get_as_many_updates_as_many_do(images, kind):
         assert updates >= least
         assert updates <= 6000 or stage.epochs == 2
         assert stage.warmup <= updates / 10
+
+
+@pytest.fixture
+def run_of_pictures(tmp_path):
+    """A small run, the folder of its pictures, and a folder of others."""
+    ours = write({f"{n}.png": encoded(strokes(n)) for n in range(60)}, tmp_path / "ours")
+    others = write({f"{n}.png": encoded(255 - strokes(n)) for n in range(60)}, tmp_path / "others")
+    config = Config(
+        recipe="my-images",
+        data=DataConfig(name="images", kind="black-and-white", size=8),
+        model=ModelConfig(layers=(8,), latent=6, hidden=5),
+        autoencoder=AutoencoderConfig(epochs=1, batch_size=20, scales=(1.0,)),
+        rbm=RBMConfig(cd_epochs=1, pcd_epochs=0, batch_size=20),
+        joint=JointConfig(epochs=0),
+    )
+    return lb.train(config, tmp_path / "run", data_dir=ours, quiet=True), ours, others
+
+
+FEW_CHAINS = "--samples 5 --chains 10 --temperatures 5 --raise-images 0".split()
+
+
+def test_commands_find_the_data_of_training_again(run_of_pictures, monkeypatch, tmp_path, capsys):
+    run, ours, _ = run_of_pictures
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["evaluate", str(run.path), *FEW_CHAINS]) == 0
+    assert main(["report", str(run.path), "--gibbs-steps", "1", "--diagnostics-seconds", "0"]) == 0
+    assert main(["encode", str(run.path)]) == 0
+    assert "other data" not in "".join(capsys.readouterr())
+    ours.rename(tmp_path / "moved")
+    assert main(["evaluate", str(run.path), *FEW_CHAINS]) == 2
+    assert "--data-dir" in capsys.readouterr().err
+    assert main(["evaluate", str(run.path), *FEW_CHAINS, "--data-dir", str(tmp_path / "moved")]) == 0
+    for damaged in ("", "{", "[]", '{"data_dir": 3}', '{"data_dir": "\\u0000"}'):
+        (run.path / "data.json").write_text(damaged)
+        assert run.data_dir is None
+
+
+def test_an_evaluation_of_other_data_says_so_wherever_it_is_shown(run_of_pictures, tmp_path, capsys):
+    run, ours, others = run_of_pictures
+    with pytest.warns(UserWarning, match=f"{others}: other data than {run.path} was trained on"):
+        assert main(["evaluate", str(run.path), *FEW_CHAINS, "--data-dir", str(others)]) == 0
+    assert main(["export", str(run.path), str(tmp_path / "shared")]) == 0
+    assert "**These are other data than those that it was trained on.**" in (tmp_path / "shared/README.md").read_text()
+    assert main(["report", str(run.path), "--gibbs-steps", "1", "--diagnostics-seconds", "0"]) == 0
+    assert "of other data than it was trained on" in (run.path / "report/report.html").read_text()
+    with pytest.raises(lb.RunError, match="checkpoint is of other data than these; name those"):
+        lb.train(run.config, run.path, resume=True, data_dir=others, quiet=True)
+    assert main(["evaluate", str(run.path), *FEW_CHAINS, "--data-dir", str(ours)]) == 0
+    assert main(["export", str(run.path), str(tmp_path / "again")]) == 0
+    assert "other data" not in (tmp_path / "again/README.md").read_text()

@@ -398,7 +398,7 @@ def test_a_changed_configuration_or_other_data_are_refused(tmp_path, monkeypatch
     (run.path / "config.json").write_text(tiny().model_dump_json())
     splits = data.load("digits")._replace(checksum="other")
     monkeypatch.setattr(data, "load", lambda *arguments: splits)
-    with pytest.raises(lb.RunError, match="checkpoint is of another data"):
+    with pytest.raises(lb.RunError, match="checkpoint is of other data"):
         lb.train(tiny(), run.path, resume=True, quiet=True)
 
 
