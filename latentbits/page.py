@@ -26,7 +26,7 @@ from .progress import STAGE_TITLES
 from .rbm import RBM
 from .recipes import RECIPES
 from .records import Record
-from .report import EVALUATION_HEAD, Exhibits, evaluation_captions, evaluation_rows, grid, labels, zoom_for
+from .report import EVALUATION_HEAD, Exhibits, evaluation_captions, evaluation_rows, grid, labels, present, zoom_for
 from .runs import STAGES, Run
 from .splits import Form, Splits
 
@@ -123,19 +123,31 @@ def picture(title: str, alt: str, images: Tensor, form: Form) -> Picture:
 
 def pictures(shown: Exhibits, form: Form) -> list[Picture]:
     """What there is of samples, samples over their nearest training images, and reconstructions."""
-    what = f"{form.height} by {form.width} pixels"
+    images = {name: sheet[:100] for name, sheet in shown.sheets.items()}
+    samples, pairs, valid = (present(images[name]) if name in images else 0 for name in _SHEETS)
     said = {
-        "samples": ("Samples", f"100 samples of the model, {what} each, in rows of ten."),
+        "samples": (
+            "Samples",
+            f"{_counted(samples, 'sample')} of the model, {form.height} by {form.width} pixels each, in rows of ten.",
+        ),
         "samples-over-nearest-training-images": (
             "Samples over their nearest training images",
-            "The first 50 samples; under each row of ten the training images that are nearest to them.",
+            f"{_counted(pairs // 2, 'sample')} in rows of ten; below each one the training image that is nearest.",
         ),
         "reconstructions": (
             "Validation images over their reconstructions",
-            "50 validation images; under each row of ten what the decoder makes of their most probable latents.",
+            f"{_counted(valid // 2, 'validation image')} in rows of ten; below each one what the decoder makes of its "
+            "most probable latents.",
         ),
     }
-    return [picture(*said[name], sheet[:100], form) for name, sheet in shown.sheets.items()]
+    return [picture(*said[name], each, form) for name, each in images.items()]
+
+
+_SHEETS = ("samples", "samples-over-nearest-training-images", "reconstructions")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def latents_chart(shown: Exhibits) -> Chart | None:

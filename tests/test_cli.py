@@ -11,8 +11,9 @@ from PIL import Image
 import latentbits as lb
 from latentbits.cli import main
 from latentbits.recipes import RECIPES
-from latentbits.report import labels, nearest, over
+from latentbits.report import grid, labels, nearest, over, present
 from latentbits.runs import Run
+from latentbits.splits import Form
 from latentbits.train_cli import parse_train
 
 TINY = (
@@ -306,8 +307,20 @@ def test_runs_are_told_apart_by_their_folders():
 
 def test_rows_of_ten_are_filled_up():
     above, below = torch.ones(13, 4), torch.full((13, 4), 2.0)
-    rows = over(above, below).view(4, 10, 4)[..., 0]
-    assert rows.sum(1).tolist() == [10.0, 20.0, 3.0, 6.0]
+    sheet = over(above, below)
+    rows = sheet.view(4, 10, 4)[..., 0]
+    assert rows.nansum(1).tolist() == [10.0, 20.0, 3.0, 6.0]
+    assert rows.isnan().sum(1).tolist() == [0, 0, 7, 7]
+    assert present(sheet) == 26
+
+
+@pytest.mark.parametrize("form", [Form(1, 3, 3), Form(1, 3, 3, 256), Form(3, 3, 3, 256)])
+def test_missing_images_look_like_the_sheet(form):
+    picture = grid(over(torch.zeros(13, form.dimensions), torch.ones(13, form.dimensions)), form, zoom=1)
+    pixels = np.asarray(picture.convert("L"))
+    assert pixels.shape == (4 * 5, 10 * 5)
+    assert (pixels[10:, 15:] == 255).all()  # right of the three in the last two rows
+    assert (pixels[10:, :15] != 255).any()
 
 
 def test_nearest_images_are_found_over_all_parts():

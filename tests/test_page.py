@@ -22,11 +22,12 @@ from latentbits.charts import Chart, Series, histogram, settled_limits
 from latentbits.cli import main
 from latentbits.config import Config, settings
 from latentbits.facts import standing
-from latentbits.page import examine, page, trained_temperatures
+from latentbits.page import examine, page, pictures, trained_temperatures
 from latentbits.recipes import RECIPES, my_images, train_command
 from latentbits.records import last_evaluation
-from latentbits.report import exhibits
+from latentbits.report import Exhibits, exhibits, over
 from latentbits.runs import Run
+from latentbits.splits import Form
 from latentbits.train_cli import parse_train
 
 QUICK = ["--gibbs-steps", "5", "--diagnostics-seconds", "0.001"]
@@ -151,6 +152,19 @@ def test_pictures_and_latents_are_there(outline):
     (latents,) = outline.charts["latents"]
     assert [series["name"] for series in latents["series"]] == ["after stage 1, scaled", "final"]
     assert all(0.9 < sum(series["y"]) <= 1 + 1e-9 for series in latents["series"])
+
+
+def test_captions_count_the_images_that_are_there():
+    few, one = torch.zeros(8, 4), torch.zeros(1, 4)
+    sheets = {"samples": one, "samples-over-nearest-training-images": over(one, one), "reconstructions": over(few, few)}
+    samples, pairs, valid = pictures(Exhibits(None, sheets, {}), Form(1, 2, 2))
+    assert samples.alt.startswith("1 sample of the model, 2 by 2 pixels")
+    assert pairs.alt.startswith("1 sample in rows")
+    assert valid.alt.startswith("8 validation images in rows")
+    (many,) = pictures(
+        Exhibits(None, {"reconstructions": over(torch.zeros(73, 4), torch.zeros(73, 4))}, {}), Form(1, 2, 2)
+    )
+    assert many.alt.startswith("50 validation images")  # as many as are drawn
 
 
 def test_diagnostics_say_what_they_were_measured_on(outline):
