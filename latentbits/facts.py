@@ -10,11 +10,11 @@ import torch
 
 from . import __version__
 from .charts import Table, error, number
-from .config import Config, settings
+from .config import Config, DataConfig, settings
 from .files import load_state
 from .model import Model
 from .progress import STAGE_TITLES
-from .recipes import RECIPES, changes, origins, train_command
+from .recipes import RECIPES, different, origin, origins, train_command
 from .records import Record
 from .report import labels
 from .runs import FINISHED, STAGES, Run
@@ -147,20 +147,42 @@ class Group(NamedTuple):
     rows: list[list[str]]
 
 
-def configuration(config: Config) -> list[Group]:
-    """All settings by section; a row's third cell says what the recipe has where it differs, and else nothing."""
-    changed, before = changes(config), [settings(origin) for origin in origins(config) or [Config()]]
+def configuration(config: Config, images: int) -> list[Group]:
+    """The settings by section; a row's third cell says what the recipe has where it differs, and else nothing.
+
+    Settings of other data than the configuration's are left out.
+
+    Arguments:
+        config: The configuration.
+        images: How many the data have, on which the recipe for one's own pictures depends.
+    """
+    before = origin(config, images)
+    recipes, changed = settings(before), different(config, before)
     groups: dict[str, list[list[str]]] = {}
     for name, value in settings(config).items():
         section, _, setting = name.rpartition(".")
-        others = " or ".join(dict.fromkeys(_value(other[name]) for other in before)) if name in changed else ""
+        if section == "data" and not _applies(setting, config.data):
+            continue
         groups.setdefault(section.replace("_", "-") or "run", []).append(
-            [setting.replace("_", "-"), _value(value), others]
+            [setting.replace("_", "-"), _value(value), _value(recipes[name]) if name in changed else ""]
         )
     return [
         Group(name, getattr(getattr(config, name.replace("-", "_"), None), "epochs", 1) > 0, rows)
         for name, rows in groups.items()
     ]
+
+
+_DATA_OF = {
+    "size": ("images",),
+    "kind": ("images",),
+    "damaged": ("images", "natural64"),
+    "image": ("given",),
+    "levels": ("given",),
+}
+
+
+def _applies(setting: str, config: DataConfig) -> bool:
+    return config.name in _DATA_OF.get(setting, (config.name,))
 
 
 def commands(run: Run, record: Record | None, data_dir: Path | None) -> list[list[str]]:

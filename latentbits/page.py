@@ -385,7 +385,7 @@ def page(
         warnings=not_comparable(runs, records),
         differences=differences(runs) if len(runs) > 1 else None,
         joined=joined_charts(runs) if len(runs) > 1 else [],
-        groups=configuration(run.config),
+        groups=configuration(run.config, sum(len(part) for part in (splits.train, splits.valid, splits.test))),
         commands=commands(run, record, data_dir),
         seed=SEED,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from latentbits import data
 from latentbits.charts import Chart, Series, histogram, settled_limits
 from latentbits.cli import main
 from latentbits.config import Config, settings
-from latentbits.facts import standing
+from latentbits.facts import configuration, standing
 from latentbits.page import examine, page, pictures, trained_temperatures
 from latentbits.recipes import RECIPES, my_images, train_command
 from latentbits.records import last_evaluation
@@ -187,6 +187,36 @@ def test_settings_are_marked_where_they_differ_from_the_recipe(outline):
         value != settings(RECIPES["digits"].make())[name] for name, value in settings(first_config()).items()
     )
     assert "recipe: 1.0, 1.5, 2.0, 3.0, 4.0" in text  # beside the autoencoder's own scales
+
+
+def marked(config, images):
+    """The settings of the page's configuration that are marked, with the recipe's values."""
+    groups = configuration(config, images)
+    return {f"{group.name}.{row[0]}": row[2] for group in groups for row in group.rows if row[2]}
+
+
+@pytest.mark.parametrize("kind", ["colour", "grey", "black-and-white"])
+@pytest.mark.parametrize(("size", "images"), [(16, 97), (32, 4000), (64, 20_000)])
+def test_what_the_recipe_chose_by_looking_at_pictures_is_not_marked(kind, size, images):
+    assert marked(my_images(kind, size, images), images) == {}
+    changed = my_images(kind, size, images).vary(joint={"epochs": 7}, model={"latent": 33})
+    recipes = my_images(kind, size, images)
+    assert marked(changed, images) == {"joint.epochs": str(recipes.joint.epochs), "model.latent": str(recipes.model.latent)}
+
+
+def test_pictures_of_another_kind_than_was_asked_for_have_only_that_marked():
+    black_and_white = my_images("black-and-white", 64, 3000)
+    assert marked(black_and_white.vary(data={"kind": "grey"}), 3000) == {"data.kind": "black-and-white"}
+
+
+def test_settings_of_other_data_are_left_out():
+    def shown(config):
+        return {row[0] for group in configuration(config, 100) if group.name == "data" for row in group.rows}
+
+    assert shown(my_images("colour", 16, 100)) == {"name", "damaged", "size", "kind"}
+    assert shown(RECIPES["digits"].make()) == {"name"}
+    given = Config(data={"name": "given", "image": (1, 2, 2), "levels": 2})
+    assert shown(given) == {"name", "image", "levels"}
 
 
 def first_config():
