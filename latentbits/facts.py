@@ -211,9 +211,9 @@ def highlights(run: Run, form: Form, stands: Standing, record: Record | None) ->
             f", K = {likelihood.samples:,}" if likelihood.samples else ""
         )
         over = error(likelihood.standard_error_images)
-        found.append(["negative log-likelihood", f"{likelihood.nll:.2f} nats", f"{of}; ± {over} over images"])
+        found.append(["negative log-likelihood", f"{likelihood.nll:,.2f} nats", f"{of}; ± {over} over images"])
     elif quick:
-        found.append(["best validation NLL", f"{min(quick):.2f} nats", "quick estimate in training"])
+        found.append(["best validation NLL", f"{min(quick):,.2f} nats", "quick estimate in training"])
     model = run.config.model
     if model.network == "none":
         latents = ["layers", f"{form.dimensions} × {model.hidden}", "bits of the RBM"]

@@ -18,7 +18,7 @@ from test_train import continuous, tiny
 
 import latentbits as lb
 from latentbits import data
-from latentbits.charts import Chart, Series, histogram, settled_limits
+from latentbits.charts import Chart, Series, error, histogram, number, settled_limits
 from latentbits.cli import main
 from latentbits.config import Config, settings
 from latentbits.facts import configuration, standing
@@ -493,6 +493,31 @@ def test_a_charts_table_has_all_values():
         "Loss. one: 3 at epoch 1, 3 at 1; least 3 at 1, most 3 at 1. "
         "two: 7 at epoch 2, 8 at 4; least 7 at 2, most 8 at 4."
     )
+
+
+def test_words_of_a_chart_tell_large_values_apart():
+    series = Series("", {"epoch": [1.0, 2.0, 3.0]}, [18820.31, 18805.87, 18817.5])
+    assert Chart("NLL", "nats", [series]).alt == (
+        "NLL. 18,820.3 at epoch 1, 18,817.5 at 3; least 18,805.9 at 2, most 18,820.3 at 1."
+    )
+    bars = Series("", {"log-weight, nats": [15000.25, 15000.5, 15000.75]}, [0.5, 0.0, 0.5])
+    assert Chart("Weights", "share", [bars], "bars").alt.endswith("from 15,000.25 to 15,000.75, on average 15,000.5.")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(490.3, "490"), (12_345.0, "12,000"), (99.7, "100"), (99.4, "99"), (0.0161, "0.016"), (None, "?"), (np.inf, "?")],
+)
+def test_errors_have_two_digits_in_plain_notation(value, said):
+    assert error(value) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(18820.31, "18,820.3"), (1234567.8, "1,234,568"), (0.25, "0.25"), (7.0, "7"), (None, "–"), (87.25, "87.25")],
+)
+def test_numbers_of_tables_are_in_plain_notation(value, said):
+    assert number(value) == said
 
 
 def test_the_first_epochs_do_not_flatten_the_rest():
