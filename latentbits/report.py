@@ -142,6 +142,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+    axes.ticklabel_format(useOffset=False)  # "+1.8817e4" would stand in the drawing
     return figure, axes
 
 

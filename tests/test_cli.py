@@ -11,7 +11,7 @@ from PIL import Image
 import latentbits as lb
 from latentbits.cli import main
 from latentbits.recipes import RECIPES
-from latentbits.report import grid, labels, nearest, over, present
+from latentbits.report import grid, labels, learning_curves, nearest, over, present
 from latentbits.runs import Run
 from latentbits.splits import Form
 from latentbits.train_cli import parse_train
@@ -321,6 +321,14 @@ def test_missing_images_look_like_the_sheet(form):
     assert pixels.shape == (4 * 5, 10 * 5)
     assert (pixels[10:, 15:] == 255).all()  # right of the three in the last two rows
     assert (pixels[10:, :15] != 255).any()
+
+
+def test_axes_of_large_values_have_no_offset():
+    rows = [{"stage": "rbm", "epoch": epoch, "valid_nll": 18817 + 0.1 * epoch} for epoch in range(5)]
+    axes = learning_curves(rows)["curve-rbm"].axes[0]
+    axes.figure.draw_without_rendering()
+    assert axes.yaxis.get_offset_text().get_text() == ""
+    assert any("18817" in label.get_text() for label in axes.get_yticklabels())
 
 
 def test_nearest_images_are_found_over_all_parts():

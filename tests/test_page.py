@@ -145,6 +145,7 @@ def test_the_evaluation_stands_with_both_sides(runs, outline):
     assert f"{evaluation.likelihood_raise.nll:.3f}" in text
     assert "first 40 of 300" in text
     assert "on the 10 images" in text
+    assert "its error here is that of the difference" in " ".join(text.split())
 
 
 def test_pictures_and_latents_are_there(outline):
@@ -676,6 +677,18 @@ def test_nothing_overflows_a_phone(opened):
         "Math.abs(s.viewBox.baseVal.width - s.getBoundingClientRect().width) < 2)"
     )
     assert opened.problems == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [360, 500, 700, 1100])
+def test_the_first_figures_leave_no_hole(opened, width):
+    opened.resize(width, 800)
+    opened.settle()
+    covered, whole = opened.run(
+        "(list => [[...list.children].reduce((sum, tile) => sum + tile.offsetWidth * tile.offsetHeight, 0), "
+        "list.clientWidth * list.clientHeight])(document.querySelector('.highlights'))"
+    )
+    assert covered > 0.97 * whole  # the rest is rules between them
 
 
 @needs_chromium
