@@ -139,6 +139,14 @@ def facts(run: Run, splits: Splits, stands: Standing, model: Model | None, recor
     return [*found, ["page made with", versions]]
 
 
+def evaluated_on(record: Record) -> str:
+    """Of which images and weights an evaluation is, in words."""
+    weights = record.about["weights"]
+    stage, step = weights.get("stage"), weights.get("step")
+    made = f" of {STAGE_TITLES.get(str(stage), stage)}" if stage else ""
+    return f"{record.about['images']} images, with weights {weights['file']}{made}{f', step {step}' if step else ''}"
+
+
 class Group(NamedTuple):
     """A section of the configuration: name, whether its stage is trained, rows of setting, value and recipe's value."""
 

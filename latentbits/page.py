@@ -19,7 +19,17 @@ from .charts import Chart, Interval, Intervals, Series, Table, histogram, settle
 from .config import Config
 from .diagnostics import CHAINS, Diagnosis, diagnose
 from .evaluate import Evaluation, Likelihood, Report
-from .facts import commands, comparison_table, configuration, differences, facts, highlights, not_comparable, standing
+from .facts import (
+    commands,
+    comparison_table,
+    configuration,
+    differences,
+    evaluated_on,
+    facts,
+    highlights,
+    not_comparable,
+    standing,
+)
 from .fused import bernoulli
 from .model import GaussianModel, LatentModel, Model
 from .progress import STAGE_TITLES
@@ -371,6 +381,7 @@ def page(
         record=record,
         evaluation_table=Table([*EVALUATION_HEAD], evaluation_rows(record.evaluation)) if record else None,
         captions=evaluation_captions(record.evaluation) if record else [],
+        evaluated_on=evaluated_on(record) if record else "",
         intervals=evaluation_intervals(record.evaluation) if record else None,
         is_gan=run.config.model.network == "dcgan",
         has_rbm=run.config.model.prior == "rbm" or run.config.model.network == "none",

@@ -234,6 +234,16 @@ def test_the_command_repeats_the_run(runs, outline):
     assert "latentbits" in outline.texts["repeat"].split("Its evaluation was")[1]
 
 
+def test_the_terminal_says_in_words_whose_evaluation_it_is(runs, outline, capsys):
+    report(runs[1], runs[0], arguments=["--diagnostics-seconds", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{runs[1]}: not evaluated yet; latentbits evaluate does it" in lines
+    (said,) = [line for line in lines if line.startswith(f"{runs[0]}, last evaluated on")]
+    assert "first 40 of 300 images, with weights model of stage" in said
+    assert any(line.startswith("made by: latentbits ") for line in lines)
+    assert "{" not in "".join(lines)
+
+
 def test_runs_are_compared(runs, outline):
     text = outline.texts["comparison"]
     assert "first, whose page this is, with second" in text
