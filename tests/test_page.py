@@ -202,7 +202,10 @@ def test_what_the_recipe_chose_by_looking_at_pictures_is_not_marked(kind, size, 
     assert marked(my_images(kind, size, images), images) == {}
     changed = my_images(kind, size, images).vary(joint={"epochs": 7}, model={"latent": 33})
     recipes = my_images(kind, size, images)
-    assert marked(changed, images) == {"joint.epochs": str(recipes.joint.epochs), "model.latent": str(recipes.model.latent)}
+    assert marked(changed, images) == {
+        "joint.epochs": str(recipes.joint.epochs),
+        "model.latent": str(recipes.model.latent),
+    }
 
 
 def test_pictures_of_another_kind_than_was_asked_for_have_only_that_marked():
