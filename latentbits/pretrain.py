@@ -81,7 +81,9 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     scale = distributed.of_first(scale)  # on a GPU, rounding could tip the balance in one of several processes
     cast(Network, model.encoder).scale_output(scale)
     session.keep({"stage": "conversion", "scale": scale, "nll_by_scale": table})
-    session.display.note(f"from now on the encoder's bits have probabilities sigmoid({scale:g} E(x))")
+    session.display.note(
+        f"chosen: scale {scale:g}; from now on the encoder's bits have probabilities sigmoid({scale:g} E(x))"
+    )
 
 
 def overfitting(by_epoch: Mapping[int, float]) -> str | None:

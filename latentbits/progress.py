@@ -28,7 +28,7 @@ STAGE_TITLES = {
 _SHOWN = {
     "distance": "distance by the critic {:.4f}",
     "reconstruction": "reconstruction {:.2f}",
-    "reconstruction_hard_bits": "valid, hard bits {:.2f}",
+    "reconstruction_hard_bits": "validation reconstruction {:.2f}",
     "bound": "L_K + log Z {:.2f}",
     "effective_sample_size": "ESS {:.1f}",
     "valid_nll": "valid NLL {:.2f}",
@@ -37,7 +37,8 @@ _SHOWN = {
 _EXPLAINED = {
     "distance": "distance by the critic is how far samples are from data, in the critic's eyes",
     "reconstruction": "reconstruction is nats for a training image given its soft bits, lower is better",
-    "reconstruction_hard_bits": "valid, hard bits is the same for validation images given their most probable bits",
+    "reconstruction_hard_bits": "validation reconstruction is the same for validation images given their most probable "
+    "bits",
     "bound": "L_K + log Z is the bound of training images before log Z is subtracted, higher is better, but not "
     "comparable between epochs, because log Z moves",
     "effective_sample_size": "ESS is the effective number of the K samples",
