@@ -164,10 +164,13 @@ def error(value: float | None) -> str:
 
 
 def decimals(values: Sequence[float]) -> int:
-    """Places behind the point that show four digits of the largest value, and tell values apart within their range."""
+    """Places behind the point: four digits of the largest value, or up to seven to tell values in their range apart."""
     size, spread = max(map(abs, values)), max(values) - min(values)
-    places = [wanted - math.floor(math.log10(each)) for wanted, each in ((3, size), (2, spread)) if each > 0]
-    return min(9, max(0, *places)) if places else 0
+    if not size:
+        return 0
+    before = math.floor(math.log10(size)) + 1
+    wanted = 2 - math.floor(math.log10(spread)) if spread else 0
+    return max(0, 4 - before, min(7 - before, wanted))
 
 
 def plain(value: float, places: int) -> str:

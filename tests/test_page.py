@@ -514,6 +514,8 @@ def test_words_of_a_chart_tell_large_values_apart():
     assert Chart("NLL", "nats", [series]).alt == (
         "NLL. 18,820.3 at epoch 1, 18,817.5 at 3; least 18,805.9 at 2, most 18,820.3 at 1."
     )
+    close = Series("", {"epoch": [1.0, 2.0]}, [4786.053446, 4786.053187])
+    assert Chart("NLL", "nats", [close]).alt.startswith("NLL. 4,786.053 at epoch 1, 4,786.053 at 2;")
     bars = Series("", {"log-weight, nats": [15000.25, 15000.5, 15000.75]}, [0.5, 0.0, 0.5])
     assert Chart("Weights", "share", [bars], "bars").alt.endswith("from 15,000.25 to 15,000.75, on average 15,000.5.")
 
