@@ -138,7 +138,7 @@ class Intervals:
     def alt(self) -> str:
         """The picture in words."""
         return f"{self.title}: " + "; ".join(
-            f"{row.name} {row.value:.3f} ± {error(row.monte_carlo)} {self.unit}" for row in self.rows
+            f"{row.name} {row.value:,.3f} ± {error(row.monte_carlo)} {self.unit}" for row in self.rows
         )
 
     @property
@@ -151,12 +151,32 @@ def number(value: float | None) -> str:
     """A number for a table, to six digits; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.6g}"
+    is_whole = float(value).is_integer() or abs(value) >= 1e5
+    return f"{value:,.0f}" if is_whole and abs(value) < 1e9 else f"{value:,.6g}"
 
 
 def error(value: float | None) -> str:
     """A standard error to two digits; a question mark where it is not known."""
-    return "?" if value is None or not math.isfinite(value) else f"{value:.2g}"
+    if value is None or not math.isfinite(value):
+        return "?"
+    rounded = f"{value:.2g}"
+    return f"{float(rounded):,.0f}" if abs(value) >= 99.5 else rounded  # not 4.9e+02
+
+
+def decimals(values: Sequence[float]) -> int:
+    """Places behind the point: four digits of the largest value, or up to seven to tell values in their range apart."""
+    size, spread = max(map(abs, values)), max(values) - min(values)
+    if not size:
+        return 0
+    before = math.floor(math.log10(size)) + 1
+    wanted = 2 - math.floor(math.log10(spread)) if spread else 0
+    return max(0, 4 - before, min(7 - before, wanted))
+
+
+def plain(value: float, places: int) -> str:
+    """A number with so many places behind the point, but no zeros at its end."""
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if places else text
 
 
 def _short(values: Sequence[float]) -> list[float | None]:
@@ -171,12 +191,14 @@ def _sentence(series: Series, axis: str, kind: str) -> str:
     if kind == "bars":
         total = sum(y for _, y in known) or 1.0
         mean = sum(x * y for x, y in known) / total
-        return f"{name}{axis} from {number(known[0][0])} to {number(known[-1][0])}, on average {mean:.4g}."
+        places = decimals([x for x, _ in known])
+        low, high, average = (plain(x, places) for x in (known[0][0], known[-1][0], mean))
+        return f"{name}{axis} from {low} to {high}, on average {average}."
     least, most = min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])
-    return (
-        f"{name}{known[0][1]:.4g} at {axis} {number(known[0][0])}, {known[-1][1]:.4g} at "
-        f"{number(known[-1][0])}; least {least[1]:.4g} at {number(least[0])}, most {most[1]:.4g} at {number(most[0])}."
-    )
+    places = decimals([y for _, y in known])
+    (first, start), *others = ((number(x), plain(y, places)) for x, y in (known[0], known[-1], least, most))
+    end, low, high = (f"{y} at {x}" for x, y in others)
+    return f"{name}{start} at {axis} {first}, {end}; least {low}, most {high}."
 
 
 def settled_limits(series: Sequence[Series]) -> tuple[float, float] | None:

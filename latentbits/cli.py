@@ -285,6 +285,7 @@ def report_run(
         temperatures: Of parallel tempering, whose swaps the diagnostics count; as in training if not given, 1 for none.
         data_dir: Folder with the data set's published files, or folder or archive of your own images.
     """
+    from .facts import evaluated_on
     from .page import examine, page, trained_temperatures
     from .report import evaluation_table, exhibits, write_comparison, write_pictures
 
@@ -305,9 +306,13 @@ def report_run(
     paths += write_comparison(runs, out)
     paths.append(out / "report.html")
     write_atomically(paths[-1], page(runs, records, splits, shown, diagnosis, data_dir or folder.data_dir).encode())
-    if record := records[0]:
-        console.print(evaluation_table(record.evaluation))
-        say(f"{record.about['command']}: {record.about['images']} images, weights {record.about['weights']}")
+    for each, record in zip(runs, records, strict=True):
+        if record is not None:
+            say(f"{each.path}, last evaluated on {evaluated_on(record)}")
+            console.print(evaluation_table(record.evaluation))
+            say(f"made by: {record.about['command']}")
+        elif each.config.model.network != "dcgan":  # a GAN has no likelihood
+            say(f"{each.path}: not evaluated yet; latentbits evaluate does it")
     for path in paths:
         say(f"written: {path}")
 

@@ -10,11 +10,11 @@ import torch
 
 from . import __version__
 from .charts import Table, error, number
-from .config import Config, settings
+from .config import Config, DataConfig, settings
 from .files import load_state
 from .model import Model
 from .progress import STAGE_TITLES
-from .recipes import RECIPES, changes, origins, train_command
+from .recipes import RECIPES, different, origin, origins, train_command
 from .records import Record, of_other_data
 from .report import labels
 from .runs import FINISHED, STAGES, Run
@@ -139,6 +139,14 @@ def facts(run: Run, splits: Splits, stands: Standing, model: Model | None, recor
     return [*found, ["page made with", versions]]
 
 
+def evaluated_on(record: Record) -> str:
+    """Of which images and weights an evaluation is, in words."""
+    weights = record.about["weights"]
+    stage, step = weights.get("stage"), weights.get("step")
+    made = f" of {STAGE_TITLES.get(str(stage), stage)}" if stage else ""
+    return f"{record.about['images']} images, with weights {weights['file']}{made}{f', step {step}' if step else ''}"
+
+
 class Group(NamedTuple):
     """A section of the configuration: name, whether its stage is trained, rows of setting, value and recipe's value."""
 
@@ -147,20 +155,42 @@ class Group(NamedTuple):
     rows: list[list[str]]
 
 
-def configuration(config: Config) -> list[Group]:
-    """All settings by section; a row's third cell says what the recipe has where it differs, and else nothing."""
-    changed, before = changes(config), [settings(origin) for origin in origins(config) or [Config()]]
+def configuration(config: Config, images: int) -> list[Group]:
+    """The settings by section; a row's third cell says what the recipe has where it differs, and else nothing.
+
+    Settings of other data than the configuration's are left out.
+
+    Arguments:
+        config: The configuration.
+        images: How many the data have, on which the recipe for one's own pictures depends.
+    """
+    before = origin(config, images)
+    recipes, changed = settings(before), different(config, before)
     groups: dict[str, list[list[str]]] = {}
     for name, value in settings(config).items():
         section, _, setting = name.rpartition(".")
-        others = " or ".join(dict.fromkeys(_value(other[name]) for other in before)) if name in changed else ""
+        if section == "data" and not _applies(setting, config.data):
+            continue
         groups.setdefault(section.replace("_", "-") or "run", []).append(
-            [setting.replace("_", "-"), _value(value), others]
+            [setting.replace("_", "-"), _value(value), _value(recipes[name]) if name in changed else ""]
         )
     return [
         Group(name, getattr(getattr(config, name.replace("-", "_"), None), "epochs", 1) > 0, rows)
         for name, rows in groups.items()
     ]
+
+
+_DATA_OF = {
+    "size": ("images",),
+    "kind": ("images",),
+    "damaged": ("images", "natural64"),
+    "image": ("given",),
+    "levels": ("given",),
+}
+
+
+def _applies(setting: str, config: DataConfig) -> bool:
+    return config.name in _DATA_OF.get(setting, (config.name,))
 
 
 def commands(run: Run, record: Record | None, data_dir: Path | None) -> list[list[str]]:
@@ -190,9 +220,9 @@ def highlights(run: Run, form: Form, stands: Standing, record: Record | None) ->
         )
         of += ", of other data than it was trained on" if of_other_data(record) else ""
         over = error(likelihood.standard_error_images)
-        found.append(["negative log-likelihood", f"{likelihood.nll:.2f} nats", f"{of}; ± {over} over images"])
+        found.append(["negative log-likelihood", f"{likelihood.nll:,.2f} nats", f"{of}; ± {over} over images"])
     elif quick:
-        found.append(["best validation NLL", f"{min(quick):.2f} nats", "quick estimate in training"])
+        found.append(["best validation NLL", f"{min(quick):,.2f} nats", "quick estimate in training"])
     model = run.config.model
     if model.network == "none":
         latents = ["layers", f"{form.dimensions} × {model.hidden}", "bits of the RBM"]

@@ -19,14 +19,24 @@ from .charts import Chart, Interval, Intervals, Series, Table, histogram, settle
 from .config import Config
 from .diagnostics import CHAINS, Diagnosis, diagnose
 from .evaluate import Evaluation, Likelihood, Report
-from .facts import commands, comparison_table, configuration, differences, facts, highlights, not_comparable, standing
+from .facts import (
+    commands,
+    comparison_table,
+    configuration,
+    differences,
+    evaluated_on,
+    facts,
+    highlights,
+    not_comparable,
+    standing,
+)
 from .fused import bernoulli
 from .model import GaussianModel, LatentModel, Model
 from .progress import STAGE_TITLES
 from .rbm import RBM
 from .recipes import RECIPES
 from .records import Record
-from .report import EVALUATION_HEAD, Exhibits, evaluation_captions, evaluation_rows, grid, labels, zoom_for
+from .report import EVALUATION_HEAD, Exhibits, evaluation_captions, evaluation_rows, grid, labels, present, zoom_for
 from .runs import STAGES, Run
 from .splits import Form, Splits
 
@@ -123,19 +133,31 @@ def picture(title: str, alt: str, images: Tensor, form: Form) -> Picture:
 
 def pictures(shown: Exhibits, form: Form) -> list[Picture]:
     """What there is of samples, samples over their nearest training images, and reconstructions."""
-    what = f"{form.height} by {form.width} pixels"
+    images = {name: sheet[:100] for name, sheet in shown.sheets.items()}
+    samples, pairs, valid = (present(images[name]) if name in images else 0 for name in _SHEETS)
     said = {
-        "samples": ("Samples", f"100 samples of the model, {what} each, in rows of ten."),
+        "samples": (
+            "Samples",
+            f"{_counted(samples, 'sample')} of the model, {form.height} by {form.width} pixels each, in rows of ten.",
+        ),
         "samples-over-nearest-training-images": (
             "Samples over their nearest training images",
-            "The first 50 samples; under each row of ten the training images that are nearest to them.",
+            f"{_counted(pairs // 2, 'sample')} in rows of ten; below each one the training image that is nearest.",
         ),
         "reconstructions": (
             "Validation images over their reconstructions",
-            "50 validation images; under each row of ten what the decoder makes of their most probable latents.",
+            f"{_counted(valid // 2, 'validation image')} in rows of ten; below each one what the decoder makes of its "
+            "most probable latents.",
         ),
     }
-    return [picture(*said[name], sheet[:100], form) for name, sheet in shown.sheets.items()]
+    return [picture(*said[name], each, form) for name, each in images.items()]
+
+
+_SHEETS = ("samples", "samples-over-nearest-training-images", "reconstructions")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def latents_chart(shown: Exhibits) -> Chart | None:
@@ -359,6 +381,7 @@ def page(
         record=record,
         evaluation_table=Table([*EVALUATION_HEAD], evaluation_rows(record.evaluation)) if record else None,
         captions=evaluation_captions(record.evaluation) if record else [],
+        evaluated_on=evaluated_on(record) if record else "",
         intervals=evaluation_intervals(record.evaluation) if record else None,
         is_gan=run.config.model.network == "dcgan",
         has_rbm=run.config.model.prior == "rbm" or run.config.model.network == "none",
@@ -373,7 +396,7 @@ def page(
         warnings=not_comparable(runs, records),
         differences=differences(runs) if len(runs) > 1 else None,
         joined=joined_charts(runs) if len(runs) > 1 else [],
-        groups=configuration(run.config),
+        groups=configuration(run.config, sum(len(part) for part in (splits.train, splits.valid, splits.test))),
         commands=commands(run, record, data_dir),
         seed=SEED,
     )  # fmt: skip

@@ -81,7 +81,9 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     scale = distributed.of_first(scale)  # on a GPU, rounding could tip the balance in one of several processes
     cast(Network, model.encoder).scale_output(scale)
     session.keep({"stage": "conversion", "scale": scale, "nll_by_scale": table})
-    session.display.note(f"posterior = sigmoid({scale:g} E(x)); validation NLL by scale: {table}")
+    session.display.note(
+        f"chosen: scale {scale:g}; from now on the encoder's bits have probabilities sigmoid({scale:g} E(x))"
+    )
 
 
 def overfitting(by_epoch: Mapping[int, float], dropout: float) -> str | None:
@@ -111,14 +113,18 @@ def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig
     x = splits.train[:CALIBRATION_IMAGES]
     with torch.no_grad(), evaluating(model):
         logits = torch.cat([model.encoder(part.float()) for part in x.split(IMAGES_AT_ONCE)])
+    session.display.note(
+        "the encoder's output E(x) becomes bits with probabilities sigmoid(s E(x)); a short stage 2 for each scale s "
+        f"of {', '.join(f'{scale:g}' for scale in scales)} tells which is best"
+    )
     table: dict[str, float] = {}
     for scale in scales:
-        session.display.note(f"trying posterior = sigmoid({scale:g} E(x)) with a short stage 2")
         trial = copy.deepcopy(model).eval()
         trial.prior = fresh_prior(model.prior, whole.seed)
         cast(Network, trial.encoder).scale_output(scale)
         fit_prior_briefly(trial.prior, scale * logits, whole)
         table[f"{scale:g}"] = round(quick_nll(trial, splits.valid, x, quick, whole.seed)[0], 3)
+        session.display.note(f"scale {scale:g}: validation NLL {table[f'{scale:g}']:.2f} nats")
     return min(scales, key=lambda s: table[f"{s:g}"]), table
 
 

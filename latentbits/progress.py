@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -27,12 +28,26 @@ STAGE_TITLES = {
 _SHOWN = {
     "distance": "distance by the critic {:.4f}",
     "reconstruction": "reconstruction {:.2f}",
-    "reconstruction_hard_bits": "valid, hard bits {:.2f}",
+    "reconstruction_hard_bits": "validation reconstruction {:.2f}",
     "bound": "L_K + log Z {:.2f}",
     "effective_sample_size": "ESS {:.1f}",
     "valid_nll": "valid NLL {:.2f}",
     "seconds": "{:.0f} s",
 }
+_EXPLAINED = {
+    "distance": "distance by the critic is how far samples are from data, in the critic's eyes",
+    "reconstruction": "reconstruction is nats for a training image given its soft bits, lower is better",
+    "reconstruction_hard_bits": "validation reconstruction is the same for validation images given their most probable "
+    "bits",
+    "bound": "L_K + log Z is the bound of training images before log Z is subtracted, higher is better, but not "
+    "comparable between epochs, because log Z moves",
+    "effective_sample_size": "ESS is the effective number of the K samples",
+    "valid_nll": "valid NLL is nats for a validation image by a quick estimate, lower is better",
+}
+"""What figures of an epoch's line are; said once, before the first line that has them."""
+
+SECONDS_LOOKED_BACK = 60
+"""The time left is judged by the last epochs that took so long together: a machine may slow down."""
 
 
 def printable(text: str) -> str:
@@ -92,6 +107,7 @@ class Display:
             disable=quiet or not self.console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._explained: set[str] = set()
 
     def __enter__(self) -> "Display":
         self._bar.start()
@@ -107,8 +123,8 @@ class Display:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(title, total=total, completed=done)
-        self._title, self._total, self._began = title, total, (time.monotonic(), done)
-        self._done: float = done
+        self._title, self._total, self._done = title, total, float(done)
+        self._marks = deque([(time.monotonic(), self._done)])  # when so much was done
 
     def advance(self, done: float) -> None:
         """Move the bar to ``done``."""
@@ -117,10 +133,17 @@ class Display:
             self._done = done
 
     def seconds_left(self) -> float:
-        """Of the phase, by what it has taken so far; infinite at its start."""
-        began, first = self._began
+        """Of the phase, by what its last epochs took, or all of it if it has none; infinite at its start."""
+        began, first = self._marks[0]
         done = self._done - first
         return (time.monotonic() - began) / done * (self._total - self._done) if done else math.inf
+
+    def _mark(self) -> None:
+        """Note an epoch's end, and forget what is not needed to look back."""
+        now = time.monotonic()
+        self._marks.append((now, self._done))
+        while now - self._marks[1][0] >= SECONDS_LOOKED_BACK:
+            self._marks.popleft()
 
     def share(self, title: str, share: float, so_far: str = "") -> None:
         """Show that a phase has come to a share of its work between 0 and 1, and what it has found so far."""
@@ -132,12 +155,17 @@ class Display:
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Print an epoch's line."""
-        values = [text.format(row[name]) for name, text in _SHOWN.items() if name in row]
+        names = [name for name in _SHOWN if name in row]
+        values = [_SHOWN[name].format(row[name]) for name in names]
         epochs = round(row["epoch"] * self._total / row["step"])
+        self._mark()
         left = self.seconds_left()
         if not self.console.is_terminal and 60 < left < math.inf:  # a terminal has the bar
             values.append(f"about {left / 60:.0f} min left in this stage")
         title = STAGE_TITLES.get(row["stage"], row["stage"])
+        if new := [name for name in names if name in _EXPLAINED and name not in self._explained]:
+            self._explained.update(new)
+            self.note(f"in the lines of {title}: {'; '.join(_EXPLAINED[name] for name in new)}")
         self.note(f"{title}, epoch {row['epoch']} of {epochs}: {', '.join(values)}")
 
     def note(self, text: str) -> None:

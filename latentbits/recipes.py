@@ -391,23 +391,43 @@ RECIPES = {
 }
 
 
+_KINDS: tuple[Literal["colour", "grey", "black-and-white"], ...] = ("colour", "grey", "black-and-white")
+
+
 def origins(config: Config) -> list[Config]:
     """What ``latentbits train`` may begin with for a configuration's recipe, before options.
 
     One, or for one's own pictures several, by what and how many they are; none if no recipe has the name.
     """
     if config.recipe == "my-images":
-        kinds: tuple[Literal["colour", "grey", "black-and-white"], ...] = ("colour", "grey", "black-and-white")
-        return [my_images(kind, config.data.size, images) for kind in kinds for images in (1, 10**9)]
+        return [my_images(kind, config.data.size, images) for kind in _KINDS for images in (1, 10**9)]
     return [RECIPES[config.recipe].make()] if config.recipe in RECIPES else []
 
 
-def changes(config: Config) -> dict[str, Any]:
-    """The settings, by dotted name, that a configuration has otherwise than its recipe, or than any it may be from.
+def origin(config: Config, images: int) -> Config:
+    """The one that a configuration began as, if the data are so many images; without a recipe the defaults.
 
-    Without a recipe, otherwise than the defaults.
+    A configuration does not say what was seen in one's own pictures, for it may name another kind. So it began as the
+    nearest of what there is for so many pictures of its size.
     """
-    before = [settings(origin) for origin in origins(config) or [Config(recipe=config.recipe)]]
+    if config.recipe == "my-images":
+        of_kinds = [my_images(kind, config.data.size, images) for kind in _KINDS]
+        return min(of_kinds, key=lambda other: len(different(config, other)))
+    return next(iter(origins(config)), Config(recipe=config.recipe))
+
+
+def different(config: Config, other: Config) -> dict[str, Any]:
+    """The settings, by dotted name, that a configuration has otherwise than another one."""
+    values = settings(other)
+    return {name: value for name, value in settings(config).items() if values[name] != value}
+
+
+def changes(config: Config) -> dict[str, Any]:
+    """The settings, by dotted name, that a configuration has otherwise than any that it may have begun as.
+
+    Given as options they lead to the configuration, whatever pictures there are by then.
+    """
+    before = [settings(other) for other in origins(config)]
     if config.recipe == "my-images":  # a size that is not asked for is the default, whatever comes of it
         before.append(before[0] | {"data.size": DataConfig().size})
     return {name: value for name, value in settings(config).items() if any(other[name] != value for other in before)}

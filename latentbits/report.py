@@ -36,7 +36,10 @@ INK, ACCENT, SECOND = "#22303c", "#1f6fb2", "#c8553d"
 
 
 def grid(images: Tensor, form: Form, columns: int = 10, zoom: int = 2) -> Image.Image:
-    """Images (N, D), with values from 0 to levels - 1, as one picture of ``columns`` columns, on white."""
+    """Images (N, D), with values from 0 to levels - 1, as one picture of ``columns`` columns, on white.
+
+    An image of NaN is a missing one: its place stays white.
+    """
     channels, height, width = form.image
     rows = -(-len(images) // columns)
     tiles = torch.ones(rows * columns, channels, height + 2, width + 2)
@@ -44,7 +47,7 @@ def grid(images: Tensor, form: Form, columns: int = 10, zoom: int = 2) -> Image.
     tiles[: len(images), :, 1:-1, 1:-1] = 1 - values if form.ink else values
     sheet = tiles.view(rows, columns, channels, height + 2, width + 2).permute(0, 3, 1, 4, 2)
     sheet = sheet.reshape(rows * (height + 2), columns * (width + 2), channels).squeeze(-1)
-    picture = Image.fromarray((sheet.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    picture = Image.fromarray((sheet.nan_to_num(1.0).clamp(0, 1) * 255).round().to(torch.uint8).numpy())
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
@@ -139,6 +142,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+    axes.ticklabel_format(useOffset=False)  # "+1.8817e4" would stand in the drawing
     return figure, axes
 
 
@@ -245,10 +249,17 @@ def encoder_histogram(logits: np.ndarray, title: str) -> Figure:
 
 
 def over(above: Tensor, below: Tensor) -> Tensor:
-    """Images (N, D) in rows of ten, each over another's, the last row filled up with zeros: (2 N', D)."""
+    """Images (N, D) in rows of ten, each over another's, the last row filled up with missing ones, NaN: (2 N', D)."""
     empty = -len(above) % 10
-    above, below = (F.pad(images, (0, 0, 0, empty)).view(-1, 10, images.shape[1]) for images in (above, below))
+    above, below = (
+        F.pad(images, (0, 0, 0, empty), value=torch.nan).view(-1, 10, images.shape[1]) for images in (above, below)
+    )
     return torch.stack([above, below], 1).reshape(-1, above.shape[2])
+
+
+def present(images: Tensor) -> int:
+    """How many of the images (N, D) are not missing."""
+    return int((~images.isnan().any(1)).sum())
 
 
 def reconstructions(model: LatentModel, x: Tensor) -> Tensor:
@@ -307,7 +318,7 @@ class Exhibits(NamedTuple):
 
     Attributes:
         model: The weights that validation chose, or None.
-        sheets: Images (N, D) in rows of ten, by the name of their picture.
+        sheets: Images (N, D) in rows of ten, by the name of their picture; missing ones are NaN.
         outputs: What the encoder gives on validation images, flat, by "final" and "pretrained" (after stage 1).
     """
 

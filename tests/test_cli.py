@@ -15,8 +15,9 @@ from latentbits.codes_cli import picture as single
 from latentbits.config import DataConfig
 from latentbits.folders import square_form
 from latentbits.recipes import RECIPES
-from latentbits.report import grid, labels, nearest, over
+from latentbits.report import grid, labels, learning_curves, nearest, over, present
 from latentbits.runs import Run
+from latentbits.splits import Form
 from latentbits.train_cli import parse_train
 
 TINY = (
@@ -321,8 +322,28 @@ def test_runs_are_told_apart_by_their_folders():
 
 def test_rows_of_ten_are_filled_up():
     above, below = torch.ones(13, 4), torch.full((13, 4), 2.0)
-    rows = over(above, below).view(4, 10, 4)[..., 0]
-    assert rows.sum(1).tolist() == [10.0, 20.0, 3.0, 6.0]
+    sheet = over(above, below)
+    rows = sheet.view(4, 10, 4)[..., 0]
+    assert rows.nansum(1).tolist() == [10.0, 20.0, 3.0, 6.0]
+    assert rows.isnan().sum(1).tolist() == [0, 0, 7, 7]
+    assert present(sheet) == 26
+
+
+@pytest.mark.parametrize("form", [Form(1, 3, 3), Form(1, 3, 3, 256), Form(3, 3, 3, 256)])
+def test_missing_images_look_like_the_sheet(form):
+    picture = grid(over(torch.zeros(13, form.dimensions), torch.ones(13, form.dimensions)), form, zoom=1)
+    pixels = np.asarray(picture.convert("L"))
+    assert pixels.shape == (4 * 5, 10 * 5)
+    assert (pixels[10:, 15:] == 255).all()  # right of the three in the last two rows
+    assert (pixels[10:, :15] != 255).any()
+
+
+def test_axes_of_large_values_have_no_offset():
+    rows = [{"stage": "rbm", "epoch": epoch, "valid_nll": 18817 + 0.1 * epoch} for epoch in range(5)]
+    axes = learning_curves(rows)["curve-rbm"].axes[0]
+    axes.figure.draw_without_rendering()
+    assert axes.yaxis.get_offset_text().get_text() == ""
+    assert any("18817" in label.get_text() for label in axes.get_yticklabels())
 
 
 def test_nearest_images_are_found_over_all_parts():

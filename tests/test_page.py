@@ -18,15 +18,16 @@ from test_train import continuous, tiny
 
 import latentbits as lb
 from latentbits import data
-from latentbits.charts import Chart, Series, histogram, settled_limits
+from latentbits.charts import Chart, Series, error, histogram, number, settled_limits
 from latentbits.cli import main
 from latentbits.config import Config, settings
-from latentbits.facts import standing
-from latentbits.page import examine, page, trained_temperatures
+from latentbits.facts import configuration, standing
+from latentbits.page import examine, page, pictures, trained_temperatures
 from latentbits.recipes import RECIPES, my_images, train_command
 from latentbits.records import last_evaluation
-from latentbits.report import exhibits
+from latentbits.report import Exhibits, exhibits, over
 from latentbits.runs import Run
+from latentbits.splits import Form
 from latentbits.train_cli import parse_train
 
 QUICK = ["--gibbs-steps", "5", "--diagnostics-seconds", "0.001"]
@@ -144,6 +145,7 @@ def test_the_evaluation_stands_with_both_sides(runs, outline):
     assert f"{evaluation.likelihood_raise.nll:.3f}" in text
     assert "first 40 of 300" in text
     assert "on the 10 images" in text
+    assert "its error here is that of the difference" in " ".join(text.split())
 
 
 def test_pictures_and_latents_are_there(outline):
@@ -151,6 +153,19 @@ def test_pictures_and_latents_are_there(outline):
     (latents,) = outline.charts["latents"]
     assert [series["name"] for series in latents["series"]] == ["after stage 1, scaled", "final"]
     assert all(0.9 < sum(series["y"]) <= 1 + 1e-9 for series in latents["series"])
+
+
+def test_captions_count_the_images_that_are_there():
+    few, one = torch.zeros(8, 4), torch.zeros(1, 4)
+    sheets = {"samples": one, "samples-over-nearest-training-images": over(one, one), "reconstructions": over(few, few)}
+    samples, pairs, valid = pictures(Exhibits(None, sheets, {}), Form(1, 2, 2))
+    assert samples.alt.startswith("1 sample of the model, 2 by 2 pixels")
+    assert pairs.alt.startswith("1 sample in rows")
+    assert valid.alt.startswith("8 validation images in rows")
+    (many,) = pictures(
+        Exhibits(None, {"reconstructions": over(torch.zeros(73, 4), torch.zeros(73, 4))}, {}), Form(1, 2, 2)
+    )
+    assert many.alt.startswith("50 validation images")  # as many as are drawn
 
 
 def test_diagnostics_say_what_they_were_measured_on(outline):
@@ -175,6 +190,39 @@ def test_settings_are_marked_where_they_differ_from_the_recipe(outline):
     assert "recipe: 1.0, 1.5, 2.0, 3.0, 4.0" in text  # beside the autoencoder's own scales
 
 
+def marked(config, images):
+    """The settings of the page's configuration that are marked, with the recipe's values."""
+    groups = configuration(config, images)
+    return {f"{group.name}.{row[0]}": row[2] for group in groups for row in group.rows if row[2]}
+
+
+@pytest.mark.parametrize("kind", ["colour", "grey", "black-and-white"])
+@pytest.mark.parametrize(("size", "images"), [(16, 97), (32, 4000), (64, 20_000)])
+def test_what_the_recipe_chose_by_looking_at_pictures_is_not_marked(kind, size, images):
+    assert marked(my_images(kind, size, images), images) == {}
+    changed = my_images(kind, size, images).vary(joint={"epochs": 7}, model={"latent": 33})
+    recipes = my_images(kind, size, images)
+    assert marked(changed, images) == {
+        "joint.epochs": str(recipes.joint.epochs),
+        "model.latent": str(recipes.model.latent),
+    }
+
+
+def test_pictures_of_another_kind_than_was_asked_for_have_only_that_marked():
+    black_and_white = my_images("black-and-white", 64, 3000)
+    assert marked(black_and_white.vary(data={"kind": "grey"}), 3000) == {"data.kind": "black-and-white"}
+
+
+def test_settings_of_other_data_are_left_out():
+    def shown(config):
+        return {row[0] for group in configuration(config, 100) if group.name == "data" for row in group.rows}
+
+    assert shown(my_images("colour", 16, 100)) == {"name", "damaged", "size", "kind"}
+    assert shown(RECIPES["digits"].make()) == {"name"}
+    given = Config(data={"name": "given", "image": (1, 2, 2), "levels": 2})
+    assert shown(given) == {"name", "image", "levels"}
+
+
 def first_config():
     config = tiny(joint={"epochs": 12, "temperatures": 3}, rbm={"pcd_epochs": 2}, autoencoder={"epochs": 12})
     return config.model_copy(update={"recipe": "digits"})
@@ -187,6 +235,16 @@ def test_the_command_repeats_the_run(runs, outline):
     assert config == Run(runs[0]).config
     assert options.run == runs[0].with_name("first-again")
     assert "latentbits" in outline.texts["repeat"].split("Its evaluation was")[1]
+
+
+def test_the_terminal_says_in_words_whose_evaluation_it_is(runs, outline, capsys):
+    report(runs[1], runs[0], arguments=["--diagnostics-seconds", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{runs[1]}: not evaluated yet; latentbits evaluate does it" in lines
+    (said,) = [line for line in lines if line.startswith(f"{runs[0]}, last evaluated on")]
+    assert "first 40 of 300 images, with weights model of stage" in said
+    assert any(line.startswith("made by: latentbits") for line in lines)
+    assert "{" not in "".join(lines)
 
 
 def test_runs_are_compared(runs, outline):
@@ -451,6 +509,33 @@ def test_a_charts_table_has_all_values():
     )
 
 
+def test_words_of_a_chart_tell_large_values_apart():
+    series = Series("", {"epoch": [1.0, 2.0, 3.0]}, [18820.31, 18805.87, 18817.5])
+    assert Chart("NLL", "nats", [series]).alt == (
+        "NLL. 18,820.3 at epoch 1, 18,817.5 at 3; least 18,805.9 at 2, most 18,820.3 at 1."
+    )
+    close = Series("", {"epoch": [1.0, 2.0]}, [4786.053446, 4786.053187])
+    assert Chart("NLL", "nats", [close]).alt.startswith("NLL. 4,786.053 at epoch 1, 4,786.053 at 2;")
+    bars = Series("", {"log-weight, nats": [15000.25, 15000.5, 15000.75]}, [0.5, 0.0, 0.5])
+    assert Chart("Weights", "share", [bars], "bars").alt.endswith("from 15,000.25 to 15,000.75, on average 15,000.5.")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(490.3, "490"), (12_345.0, "12,000"), (99.7, "100"), (99.4, "99"), (0.0161, "0.016"), (None, "?"), (np.inf, "?")],
+)
+def test_errors_have_two_digits_in_plain_notation(value, said):
+    assert error(value) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(18820.31, "18,820.3"), (1234567.8, "1,234,568"), (0.25, "0.25"), (7.0, "7"), (None, "–"), (87.25, "87.25")],
+)
+def test_numbers_of_tables_are_in_plain_notation(value, said):
+    assert number(value) == said
+
+
 def test_the_first_epochs_do_not_flatten_the_rest():
     falling = Series("", {"epoch": list(range(40))}, [500.0, *np.linspace(90, 80, 39)])
     low, high = settled_limits([falling])
@@ -607,6 +692,18 @@ def test_nothing_overflows_a_phone(opened):
         "Math.abs(s.viewBox.baseVal.width - s.getBoundingClientRect().width) < 2)"
     )
     assert opened.problems == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [360, 500, 700, 1100])
+def test_the_first_figures_leave_no_hole(opened, width):
+    opened.resize(width, 800)
+    opened.settle()
+    covered, whole = opened.run(
+        "(list => [[...list.children].reduce((sum, tile) => sum + tile.offsetWidth * tile.offsetHeight, 0), "
+        "list.clientWidth * list.clientHeight])(document.querySelector('.highlights'))"
+    )
+    assert covered > 0.97 * whole  # the rest is rules between them
 
 
 @needs_chromium

@@ -39,6 +39,11 @@ const ticks = (low, high, count) => {
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(+(k * step).toPrecision(12));
   return found;
 };
+// digits that tell a series' values apart: more than five where they are large and close together
+const digitsOf = values => {
+  const known = values.filter(y => y !== null), [low, high] = extent(known), size = Math.max(...known.map(Math.abs));
+  return high > low ? Math.min(7, Math.max(5, 3 + Math.ceil(Math.log10(size / (high - low))))) : 5;
+};
 const extent = values => [Math.min(...values), Math.max(...values)];
 const nearest = (values, x) => values.reduce((best, value, i) => Math.abs(value - x) < Math.abs(values[best] - x) ? i : best, 0);
 const dashes = ["", "7 3", "2 3", "9 3 2 3"];
@@ -76,6 +81,7 @@ function drawChart(plot, chart) {
     }
     return make("b", {}, item);
   });
+  const digits = series.map(s => digitsOf(s.y));
   const outside = y => y !== null && (y < chart.limits[0] || y > chart.limits[1]);
   if (chart.limits && series.some(s => s.y.some(outside))) {
     const all = make("button", { type: "button", "aria-pressed": false }, legend, "whole range");
@@ -144,9 +150,9 @@ function drawChart(plot, chart) {
     const said = series.map((s, i) => {
       const xsOf = s.x[axis], n = nearest(xsOf, at ?? 0), [first, last] = extent(xsOf), gap = (last - first) / Math.max(1, xsOf.length - 1);
       const known = at !== null && at >= first - gap && at <= last + gap && s.y[n] !== null;
-      readings[i].textContent = at === null ? "" : known ? show(s.y[n]) : "–";
+      readings[i].textContent = at === null ? "" : known ? show(s.y[n], digits[i]) : "–";
       if (known) make("circle", { cx: X(xsOf[n]), cy: Y(s.y[n]), r: 4, class: `dot s${s.color % 6}` }, pointer);
-      return `${s.name || chart.title} ${known ? show(s.y[n]) : "none"}`;
+      return `${s.name || chart.title} ${known ? show(s.y[n], digits[i]) : "none"}`;
     });
     canvas.setAttribute("aria-valuetext", at === null ? "no value chosen; arrow keys choose one" : `${place.textContent}: ${said.join(", ")}`);
   }
