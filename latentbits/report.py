@@ -34,20 +34,25 @@ matplotlib.use("Agg")
 IMAGES_TO_ENCODE = 2000
 INK, ACCENT, SECOND = "#22303c", "#1f6fb2", "#c8553d"
 
+SHEET = 0.75
+"""Tone of the sheet between pictures that are no ink, from black to white."""
+
 
 def grid(images: Tensor, form: Form, columns: int = 10, zoom: int = 2) -> Image.Image:
-    """Images (N, D), with values from 0 to levels - 1, as one picture of ``columns`` columns, on white.
+    """Images (N, D), with values from 0 to levels - 1, as one picture of ``columns`` columns.
 
-    An image of NaN is a missing one: its place stays white.
+    Ink is drawn on white, anything else on grey, from which both its light and its dark edges stand out. An image of
+    NaN is a missing one: its place stays empty.
     """
     channels, height, width = form.image
     rows = -(-len(images) // columns)
-    tiles = torch.ones(rows * columns, channels, height + 2, width + 2)
+    sheet_tone = 1.0 if form.ink else SHEET
+    tiles = torch.full((rows * columns, channels, height + 2, width + 2), sheet_tone)
     values = images.reshape(-1, *form.image).float().cpu() / (form.levels - 1)
     tiles[: len(images), :, 1:-1, 1:-1] = 1 - values if form.ink else values
     sheet = tiles.view(rows, columns, channels, height + 2, width + 2).permute(0, 3, 1, 4, 2)
     sheet = sheet.reshape(rows * (height + 2), columns * (width + 2), channels).squeeze(-1)
-    picture = Image.fromarray((sheet.nan_to_num(1.0).clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    picture = Image.fromarray((sheet.nan_to_num(sheet_tone).clamp(0, 1) * 255).round().to(torch.uint8).numpy())
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 

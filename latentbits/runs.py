@@ -32,9 +32,8 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
+from . import data
 from .config import Config
-from .data import form_of
-from .data import load as load_data
 from .files import (
     DamagedError,
     FileError,
@@ -430,8 +429,8 @@ def load(path: Path | str, weights: str = "model", model: Model | None = None) -
         if model is None:
             if file.is_file():
                 with torch.device("meta"):
-                    check_fit(file, build(config.model, form_of(config.data)))
-            model = build(config.model, form_of(config.data))
+                    check_fit(file, build(config.model, data.form_of(config.data)))
+            model = build(config.model, data.form_of(config.data))
     except (ValueError, RuntimeError) as error:
         if isinstance(error, FileError):
             raise
@@ -450,7 +449,7 @@ def data_of(run: Run, data_dir: Path | None = None) -> Splits:
         DataError: If there are none.
     """
     place, trained_on = data_dir or run.data_dir, run.data_checksum
-    splits = load_data(run.config.data, place)
+    splits = data.load(run.config.data, place)
     if trained_on not in (None, splits.checksum):
         warnings.warn(
             f"{place or 'the data'}: other data than {run.path} was trained on, by their checksums", stacklevel=2

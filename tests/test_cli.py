@@ -329,13 +329,16 @@ def test_rows_of_ten_are_filled_up():
     assert present(sheet) == 26
 
 
-@pytest.mark.parametrize("form", [Form(1, 3, 3), Form(1, 3, 3, 256), Form(3, 3, 3, 256)])
+@pytest.mark.parametrize("form", [Form(1, 3, 3), Form(1, 3, 3, ink=True), Form(1, 3, 3, 256), Form(3, 3, 3, 256)])
 def test_missing_images_look_like_the_sheet(form):
-    picture = grid(over(torch.zeros(13, form.dimensions), torch.ones(13, form.dimensions)), form, zoom=1)
+    dark = torch.zeros(13, form.dimensions)
+    picture = grid(over(dark, dark + form.levels - 1), form, zoom=1)
     pixels = np.asarray(picture.convert("L"))
     assert pixels.shape == (4 * 5, 10 * 5)
-    assert (pixels[10:, 15:] == 255).all()  # right of the three in the last two rows
-    assert (pixels[10:, :15] != 255).any()
+    tone = 255 if form.ink else 191
+    assert (pixels[10:, 15:] == tone).all()  # right of the three in the last two rows
+    assert (pixels[10:, :15] != tone).any()
+    assert {0, 255} <= set(pixels.flat)  # the images themselves, of either tone
 
 
 def test_axes_of_large_values_have_no_offset():
