@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import data
 from .codes import Codes, load_codes, read_images, save_codes
-from .console import UsageError, check_new_folder, check_numbers, check_output, lookup, say, warn
+from .console import UsageError, check_new_folder, check_numbers, check_output, lookup, naming, say, warn
 from .evaluate import log_partition
 from .files import write_atomically
 from .folders import opened
@@ -59,7 +59,8 @@ def chosen_images(run: Run, images: Path | None, split: str, data_dir: Path | No
     """The pictures at a place, or a split of the run's data; and their form."""
     form = data.form_of(run.config.data)
     if images is not None:
-        return read_images(images, form, invert), form
+        with naming("PICTURES"):
+            return read_images(images, form, invert), form
     x = getattr(data.load(run.config.data, data_dir), split)
     return Codes(form.levels - 1 - x if invert else x, [f"{split}-{i:06}" for i in range(len(x))]), form
 

@@ -1,7 +1,9 @@
 """What the commands share: lines for the terminal, and refusals."""
 
+import contextlib
 import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from rich.console import Console
 
 from .config import MOST
 from .progress import printable
+from .splits import DataError
 
 MOST_SEED = 2**63 - 1
 
@@ -28,6 +31,15 @@ def warn(text: str) -> None:
 
 class UsageError(ValueError):
     """A command line that cannot be obeyed."""
+
+
+@contextlib.contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Let what is wrong with data say by which argument they were named."""
+    try:
+        yield
+    except DataError as error:
+        raise UsageError(f"{argument}: {error}") from error
 
 
 def lookup(name: str, table: dict[str, Any], kind: str) -> Any:
@@ -76,8 +88,10 @@ def check_output(path: Path | None, overwrite: bool) -> None:
 
 def check_new_folder(path: Path) -> None:
     """Refuse an output folder that holds something, or that cannot be made."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"--out: expected a new or an empty folder, got {path}")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out: expected a new or an empty folder, got the file {path}; name another place")
+    if path.exists() and any(path.iterdir()):
+        raise UsageError(f"--out: expected a new or an empty folder, got {path}, which is not empty; name another")
     check_writable(path, "--out")
 
 

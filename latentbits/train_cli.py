@@ -13,7 +13,7 @@ from rich.padding import Padding
 
 from . import distributed, folders
 from .config import Config
-from .console import UsageError, check_device, console, lookup, say
+from .console import UsageError, check_device, console, lookup, naming, say
 from .recipes import RECIPES, Recipe, my_images
 from .runs import Run
 from .train import train
@@ -89,7 +89,8 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     elif started := to_resume(args):
         base = started  # the options of the first start need not be given again
     elif args[0] == "my-images":
-        found, base = look_at_pictures(args)
+        with naming("--data"):
+            found, base = look_at_pictures(args)
     config, options = parse_options(args, base)
     if found is not None:
         say(f"{options.data_dir}: {chosen(found, config)}")

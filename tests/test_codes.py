@@ -55,7 +55,9 @@ def test_pictures_are_encoded_and_decoded(run, pictures, tmp_path, capsys):
     np.testing.assert_allclose(pixels, model.decode(found.z), atol=0.5 / 255 + 1e-6)
     assert main(["encode", str(run.path), str(folder), "--out", str(file)]) == 2
     assert main(["decode", str(run.path), str(file), "--out", str(tmp_path / "decoded")]) == 2
-    assert "expected a new or an empty folder" in capsys.readouterr().err
+    assert "decoded, which is not empty; name another" in capsys.readouterr().err
+    assert main(["decode", str(run.path), str(file), "--out", str(file)]) == 2
+    assert "--out: expected a new or an empty folder, got the file" in capsys.readouterr().err
 
 
 def test_a_split_is_encoded_and_inverted(run, tmp_path):
