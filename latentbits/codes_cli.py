@@ -178,8 +178,11 @@ def score_run(
     model = latent_model(folder, weights)
     found, form = chosen_images(folder, images, split, data_dir, invert)
     generator = torch.Generator().manual_seed(seed)
-    log_z = log_partition(model.prior, chains, temperatures, generator)
-    scores = score_with_progress(model, found.z, samples, log_z.value, generator)
+    with Display() as display:
+        log_z = log_partition(
+            model.prior, chains, temperatures, generator, lambda share, _: display.share("log Z by AIS", share)
+        )
+        scores = score_with_progress(model, found.z, samples, log_z.value, generator, display)
     if float(scores.effective_sample_size.median()) < FEWEST_EFFECTIVE:
         warn(
             "for half of the images one or two samples carry the whole weight (column effective_sample_size): their "
@@ -194,19 +197,18 @@ def score_run(
 
 
 def score_with_progress(
-    model: LatentModel, x: Tensor, samples: int, log_z: float, generator: torch.Generator
+    model: LatentModel, x: Tensor, samples: int, log_z: float, generator: torch.Generator, display: Display
 ) -> Scores:
     """Scores of images x (N, D), a few at a time, so that one sees how far it is."""
     parts = x.split(IMAGES_SCORED_AT_ONCE)
     scores: list[Scores] = []
-    with Display() as display:
-        display.note(f"scoring {len(x):,} images with K = {samples:,} samples each")
-        display.phase("scoring", len(parts))
-        for part in parts:
-            scores.append(model.score(part.float(), samples, log_z, generator))
-            display.advance(len(scores))
-            if len(scores) == 1 and (left := display.seconds_left()) > 60:
-                display.note(f"about {left / 60:.0f} minutes; fewer --samples take less")
+    display.note(f"scoring {len(x):,} images with K = {samples:,} samples each")
+    display.phase("scoring", len(parts))
+    for part in parts:
+        scores.append(model.score(part.float(), samples, log_z, generator))
+        display.advance(len(scores))
+        if len(scores) == 1 and (left := display.seconds_left()) > 60:
+            display.note(f"about {left / 60:.0f} minutes; fewer --samples take less")
     return Scores(*(torch.cat(values) for values in zip(*scores, strict=True)))
 
 
