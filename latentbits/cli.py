@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -19,7 +19,12 @@ from .codes_cli import decode_run, encode_run, inpaint_run, score_run, warn_if_u
 from .completion import options_of, options_of_section, script
 from .config import Config
 from .console import (
+    OPTIONAL,
+    DataPlace,
+    Device,
+    RunFolder,
     UsageError,
+    Weights,
     check_device,
     check_new_folder,
     check_numbers,
@@ -27,6 +32,7 @@ from .console import (
     check_writable,
     console,
     lookup,
+    parse,
     say,
 )
 from .evaluate import Counts, check_counts, evaluate, exact_log_partition
@@ -44,9 +50,9 @@ from .train_cli import NOT_OPTIONS, TrainOptions, print_recipes, train_command
 
 
 def evaluate_run(
-    run: tyro.conf.Positional[Path],
+    run: RunFolder,
     split: Literal["test", "valid", "train"] = "test",
-    images: int | None = None,
+    images: Annotated[int | None, OPTIONAL] = None,
     samples: int = Counts().samples,
     chains: int = Counts().chains,
     temperatures: int = Counts().temperatures,
@@ -54,11 +60,11 @@ def evaluate_run(
     raise_images: int = Counts().raise_images,
     raise_resampled: int = Counts().raise_resampled,
     raise_temperatures: int = Counts().raise_temperatures,
-    weights: str = "model",
+    weights: Weights = "model",
     seed: int = 0,
-    device: str = "cpu",
-    data_dir: Path | None = None,
-    out: Path | None = None,
+    device: Device = "cpu",
+    data_dir: DataPlace = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE"), OPTIONAL] = None,
     overwrite: bool = False,
 ) -> None:
     """Estimate a run's log-likelihood from both sides, with error bars.
@@ -131,15 +137,15 @@ def check_options(counts: Counts, images: int | None) -> None:
 
 
 def curve_run(
-    run: tyro.conf.Positional[Path],
+    run: RunFolder,
     split: Literal["test", "valid", "train"] = "valid",
-    images: int | None = None,
+    images: Annotated[int | None, OPTIONAL] = None,
     samples: int = Counts().samples,
     chains: int = Counts().chains,
     temperatures: int = 5000,
     seed: int = 0,
-    device: str = "cpu",
-    data_dir: Path | None = None,
+    device: Device = "cpu",
+    data_dir: DataPlace = None,
 ) -> None:
     """Evaluate the weights that a run kept along the way: the likelihood against epochs and time.
 
@@ -191,17 +197,17 @@ def curve_run(
 
 
 def sample_run(
-    run: tyro.conf.Positional[Path | None] = None,
-    pretrained: str | None = None,
+    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]"), OPTIONAL] = None,
+    pretrained: Annotated[str | None, tyro.conf.arg(metavar="MODEL"), OPTIONAL] = None,
     count: int = 100,
     gibbs_steps: int = 1000,
     temperatures: int = 1,
     seed: int = 0,
-    weights: str = "model",
+    weights: Weights = "model",
     grid: bool = True,
     gif: bool = False,
     frames: int = 50,
-    out: Path | None = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PLACE"), OPTIONAL] = None,
     overwrite: bool = False,
 ) -> None:
     """Draw images: Gibbs chains from random bits, then the decoder's mean.
@@ -263,12 +269,12 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def report_run(
-    run: tyro.conf.Positional[Path],
-    others: tyro.conf.Positional[tuple[Path, ...]] = (),
+    run: RunFolder,
+    others: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]"), OPTIONAL] = (),
     gibbs_steps: int = 1000,
     diagnostics_seconds: float = 20.0,
-    temperatures: int | None = None,
-    data_dir: Path | None = None,
+    temperatures: Annotated[int | None, OPTIONAL] = None,
+    data_dir: DataPlace = None,
 ) -> None:
     """Show a run: a page to read in a browser, and pictures.
 
@@ -313,10 +319,10 @@ def report_run(
 
 
 def export_run(
-    run: tyro.conf.Positional[Path],
-    folder: tyro.conf.Positional[Path],
-    weights: str = "model",
-    licence: str = "",
+    run: RunFolder,
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")],
+    weights: Weights = "model",
+    licence: Annotated[str, tyro.conf.arg(metavar="LICENCE"), OPTIONAL] = "",
 ) -> None:
     """Write a trained model as a folder to give away: configuration, weights, evaluation, model card.
 
@@ -333,7 +339,7 @@ def export_run(
     say(f"written: {written}")
 
 
-def print_data(data_dir: Path | None = None) -> None:
+def print_data(data_dir: DataPlace = None) -> None:
     """List the data sets: what is present, and where the rest would come from.
 
     Args:
@@ -368,7 +374,7 @@ def print_completion(shell: tyro.conf.Positional[Literal["bash", "zsh"]]) -> Non
             commands[name] = options_of(command.function, is_positional)
     models = dict.fromkeys(("encode", "decode", "score", "inpaint"), pretrained_names())
     first_words = {"train": list(RECIPES), "completion": ["bash", "zsh"], **models}
-    print(script(commands, first_words, shell), end="")
+    print(script(commands, first_words, {"train my-images": ["--data", "--size"]}, shell), end="")
 
 
 def is_positional(hint: Any) -> bool:
@@ -442,7 +448,7 @@ def run_command(name: str, args: Sequence[str]) -> int:
     if command.function is None:
         return train_command(args)
     try:
-        tyro.cli(command.function, args=list(args), prog=f"latentbits {name}")
+        parse(command.function, args, f"latentbits {name}")
     except SystemExit:
         if {"-h", "--help"} & set(args):
             say("\n".join(["examples:", *(f"  latentbits {example}" for example in command.examples)]))

@@ -115,6 +115,21 @@ def test_inpainting_keeps_what_is_known(run, pictures, tmp_path, capsys):
     assert "--mask: expected 8x8 pixels, got 8x5" in capsys.readouterr().err
 
 
+def test_means_are_a_flag_whose_default_is_the_datas(run, pictures, tmp_path):
+    """Bits are drawn unless means are asked for; means are grey."""
+    folder, _ = pictures
+    contents = {}
+    for option in ((), ("--means",), ("--no-means",)):
+        out = tmp_path / f"{option}.png"
+        assert (
+            main(["inpaint", str(run.path), str(folder), "--count", "4", "--steps", "3", "--out", str(out), *option])
+            == 0
+        )
+        contents[option] = opened(out)
+    np.testing.assert_array_equal(contents[()], contents[("--no-means",)])
+    assert len(np.unique(contents[("--means",)])) > 10 > len(np.unique(contents[()]))
+
+
 def test_an_unfinished_run_says_so(tmp_path, pictures, capsys):
     config = tiny(joint={"epochs": 2})
     run = lb.train(config, tmp_path / "run", max_minutes=1e-9, quiet=True)
