@@ -14,7 +14,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from . import __version__, colour, data, distributed
+from . import __version__, data, distributed, inventory
 from .codes_cli import decode_run, encode_run, inpaint_run, score_run, warn_if_unfinished, write_pictures
 from .completion import options_of, options_of_section, script
 from .config import Config
@@ -343,20 +343,15 @@ def print_data(data_dir: DataPlace = None) -> None:
     """List the data sets: what is present, and where the rest would come from.
 
     Args:
-        data_dir: Folder with published files.
+        data_dir: Folder with published files, or folder or archive of your own images; the cache if not given.
     """
-    say("digits: 1,797 images of 8x8, binarized at half of their 16 levels; comes with scikit-learn")
-    say("binarized-mnist: statically binarized MNIST, 50,000 / 10,000 / 10,000 images of 28x28")
-    for file in data.MNIST_FILES.values():
-        path = data.find(file, data_dir)
-        say(f"  {file.name}, {file.size / 1e6:.0f} MB: {f'in {path}' if path else f'absent; from {file.url}'}")
-    say("cifar10: 45,000 / 5,000 / 10,000 colour images of 32x32")
-    for name, place in colour.cifar10_files(cache_dir() if data_dir is None else data_dir).items():
-        say(f"  {name}: {f'in {place}' if place else f'absent; in {colour.CIFAR10_URL}, 170 MB'}")
-    say(f"imagenet64: ImageNet at 64x64, {len(colour.IMAGENET64_BATCHES)} npz batches, 16 GB in memory; not downloaded")
-    say(f"  {colour.IMAGENET64_URL}, which asks for an account")
-    say("natural64: 64x64 photographs, train.tar and val.tar in the folder that --data-dir names; not downloaded")
-    say("images: your own PNG and JPEG files, in the folder, .tar or .zip that --data-dir names")
+    if data_dir is not None and not data_dir.exists():
+        raise UsageError(f"--data-dir: expected a folder or an archive, found nothing at {data_dir}; correct the path")
+    say("digits: 1,197 / 300 / 300 images of 8x8, binarized at half of their 16 levels")
+    say(f"  present: comes with scikit-learn; {inventory.digits_size()}")
+    for each in inventory.published(data_dir):
+        say("\n".join(each.lines()))
+    say(f"images: your own PNG and JPEG files\n  {inventory.own_pictures(data_dir)}")
     say(f"cache: {cache_dir()} (LATENTBITS_CACHE)")
 
 

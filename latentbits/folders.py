@@ -31,7 +31,7 @@ ARCHIVE_STARTS = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 MOST_PIXELS = 50_000_000
 MOST_BYTES = 100_000_000
 MOST_HEADER = 1_000_000
-NATURAL64_VALIDATION = 1000
+NATURAL64_FILES, NATURAL64_VALIDATION = ("train.tar", "val.tar"), 1000
 
 
 class Pictures(NamedTuple):
@@ -268,8 +268,8 @@ def warn_of(pictures: Pictures, path: Path) -> None:
 
 def natural64(folder: Path, refuse: bool = False) -> Splits:
     """Photographs of 64x64: ``train.tar``, the last 1,000 by name for validation, and ``val.tar`` for test."""
-    both = [read_pictures(folder / name, square_form(64), refuse) for name in ("train.tar", "val.tar")]
-    for pictures, name in zip(both, ("train.tar", "val.tar"), strict=True):
+    both = [read_pictures(folder / name, square_form(64), refuse) for name in NATURAL64_FILES]
+    for pictures, name in zip(both, NATURAL64_FILES, strict=True):
         warn_of(pictures, folder / name)
     train, test = (pictures.images for pictures in both)
     if len(train) <= NATURAL64_VALIDATION:
