@@ -34,7 +34,7 @@ format: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# What a bad day does, in full: kills, full disks, damaged, wrong and harmful files, explosions. Some 15 minutes; writes
+# What a bad day does, in full: kills, full disks, damaged, wrong and harmful files, explosions. Some 9 minutes; writes
 # results/faults.json. `make test` runs a short form.
 test-faults: install
 	FAULTS=full $(BIN)/python -m pytest --capture=sys $(wildcard tests/test_faults_*.py)

@@ -8,18 +8,23 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
 from rich.console import Console
 
-from . import __version__, colour, data, distributed
+from . import __version__, data, distributed, inventory
 from .codes_cli import decode_run, encode_run, inpaint_run, score_run, warn_if_unfinished, write_pictures
 from .completion import options_of, options_of_section, script
 from .config import Config
 from .console import (
+    OPTIONAL,
+    DataPlace,
+    Device,
+    RunFolder,
     UsageError,
+    Weights,
     check_device,
     check_new_folder,
     check_numbers,
@@ -27,6 +32,7 @@ from .console import (
     check_writable,
     console,
     lookup,
+    parse,
     say,
 )
 from .evaluate import Counts, check_counts, evaluate, exact_log_partition
@@ -44,9 +50,9 @@ from .train_cli import NOT_OPTIONS, TrainOptions, print_recipes, train_command
 
 
 def evaluate_run(
-    run: tyro.conf.Positional[Path],
+    run: RunFolder,
     split: Literal["test", "valid", "train"] = "test",
-    images: int | None = None,
+    images: Annotated[int | None, OPTIONAL] = None,
     samples: int = Counts().samples,
     chains: int = Counts().chains,
     temperatures: int = Counts().temperatures,
@@ -54,11 +60,11 @@ def evaluate_run(
     raise_images: int = Counts().raise_images,
     raise_resampled: int = Counts().raise_resampled,
     raise_temperatures: int = Counts().raise_temperatures,
-    weights: str = "model",
+    weights: Weights = "model",
     seed: int = 0,
-    device: str = "cpu",
-    data_dir: Path | None = None,
-    out: Path | None = None,
+    device: Device = "cpu",
+    data_dir: DataPlace = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE"), OPTIONAL] = None,
     overwrite: bool = False,
 ) -> None:
     """Estimate a run's log-likelihood from both sides, with error bars.
@@ -131,15 +137,15 @@ def check_options(counts: Counts, images: int | None) -> None:
 
 
 def curve_run(
-    run: tyro.conf.Positional[Path],
+    run: RunFolder,
     split: Literal["test", "valid", "train"] = "valid",
-    images: int | None = None,
+    images: Annotated[int | None, OPTIONAL] = None,
     samples: int = Counts().samples,
     chains: int = Counts().chains,
     temperatures: int = 5000,
     seed: int = 0,
-    device: str = "cpu",
-    data_dir: Path | None = None,
+    device: Device = "cpu",
+    data_dir: DataPlace = None,
 ) -> None:
     """Evaluate the weights that a run kept along the way: the likelihood against epochs and time.
 
@@ -191,17 +197,17 @@ def curve_run(
 
 
 def sample_run(
-    run: tyro.conf.Positional[Path | None] = None,
-    pretrained: str | None = None,
+    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]"), OPTIONAL] = None,
+    pretrained: Annotated[str | None, tyro.conf.arg(metavar="MODEL"), OPTIONAL] = None,
     count: int = 100,
     gibbs_steps: int = 1000,
     temperatures: int = 1,
     seed: int = 0,
-    weights: str = "model",
+    weights: Weights = "model",
     grid: bool = True,
     gif: bool = False,
     frames: int = 50,
-    out: Path | None = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PLACE"), OPTIONAL] = None,
     overwrite: bool = False,
 ) -> None:
     """Draw images: Gibbs chains from random bits, then the decoder's mean.
@@ -263,12 +269,12 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def report_run(
-    run: tyro.conf.Positional[Path],
-    others: tyro.conf.Positional[tuple[Path, ...]] = (),
+    run: RunFolder,
+    others: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]"), OPTIONAL] = (),
     gibbs_steps: int = 1000,
     diagnostics_seconds: float = 20.0,
-    temperatures: int | None = None,
-    data_dir: Path | None = None,
+    temperatures: Annotated[int | None, OPTIONAL] = None,
+    data_dir: DataPlace = None,
 ) -> None:
     """Show a run: a page to read in a browser, and pictures.
 
@@ -318,10 +324,10 @@ def report_run(
 
 
 def export_run(
-    run: tyro.conf.Positional[Path],
-    folder: tyro.conf.Positional[Path],
-    weights: str = "model",
-    licence: str = "",
+    run: RunFolder,
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")],
+    weights: Weights = "model",
+    licence: Annotated[str, tyro.conf.arg(metavar="LICENCE"), OPTIONAL] = "",
 ) -> None:
     """Write a trained model as a folder to give away: configuration, weights, evaluation, model card.
 
@@ -338,24 +344,19 @@ def export_run(
     say(f"written: {written}")
 
 
-def print_data(data_dir: Path | None = None) -> None:
+def print_data(data_dir: DataPlace = None) -> None:
     """List the data sets: what is present, and where the rest would come from.
 
     Args:
-        data_dir: Folder with published files.
+        data_dir: Folder with published files, or folder or archive of your own images; the cache if not given.
     """
-    say("digits: 1,797 images of 8x8, binarized at half of their 16 levels; comes with scikit-learn")
-    say("binarized-mnist: statically binarized MNIST, 50,000 / 10,000 / 10,000 images of 28x28")
-    for file in data.MNIST_FILES.values():
-        path = data.find(file, data_dir)
-        say(f"  {file.name}, {file.size / 1e6:.0f} MB: {f'in {path}' if path else f'absent; from {file.url}'}")
-    say("cifar10: 45,000 / 5,000 / 10,000 colour images of 32x32")
-    for name, place in colour.cifar10_files(cache_dir() if data_dir is None else data_dir).items():
-        say(f"  {name}: {f'in {place}' if place else f'absent; in {colour.CIFAR10_URL}, 170 MB'}")
-    say(f"imagenet64: ImageNet at 64x64, {len(colour.IMAGENET64_BATCHES)} npz batches, 16 GB in memory; not downloaded")
-    say(f"  {colour.IMAGENET64_URL}, which asks for an account")
-    say("natural64: 64x64 photographs, train.tar and val.tar in the folder that --data-dir names; not downloaded")
-    say("images: your own PNG and JPEG files, in the folder, .tar or .zip that --data-dir names")
+    if data_dir is not None and not data_dir.exists():
+        raise UsageError(f"--data-dir: expected a folder or an archive, found nothing at {data_dir}; correct the path")
+    say("digits: 1,197 / 300 / 300 images of 8x8, binarized at half of their 16 levels")
+    say(f"  present: comes with scikit-learn; {inventory.digits_size()}")
+    for each in inventory.published(data_dir):
+        say("\n".join(each.lines()))
+    say(f"images: your own PNG and JPEG files\n  {inventory.own_pictures(data_dir)}")
     say(f"cache: {cache_dir()} (LATENTBITS_CACHE)")
 
 
@@ -373,7 +374,7 @@ def print_completion(shell: tyro.conf.Positional[Literal["bash", "zsh"]]) -> Non
             commands[name] = options_of(command.function, is_positional)
     models = dict.fromkeys(("encode", "decode", "score", "inpaint"), pretrained_names())
     first_words = {"train": list(RECIPES), "completion": ["bash", "zsh"], **models}
-    print(script(commands, first_words, shell), end="")
+    print(script(commands, first_words, {"train my-images": ["--data", "--size"]}, shell), end="")
 
 
 def is_positional(hint: Any) -> bool:
@@ -447,7 +448,7 @@ def run_command(name: str, args: Sequence[str]) -> int:
     if command.function is None:
         return train_command(args)
     try:
-        tyro.cli(command.function, args=list(args), prog=f"latentbits {name}")
+        parse(command.function, args, f"latentbits {name}")
     except SystemExit:
         if {"-h", "--help"} & set(args):
             say("\n".join(["examples:", *(f"  latentbits {example}" for example in command.examples)]))

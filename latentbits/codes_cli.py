@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,22 @@ from torch import Tensor
 
 from . import data
 from .codes import Codes, load_codes, read_images, save_codes
-from .console import UsageError, check_new_folder, check_numbers, check_output, lookup, say, warn
+from .console import (
+    OPTIONAL,
+    DataPlace,
+    NewFile,
+    Pictures,
+    RunName,
+    UsageError,
+    Weights,
+    check_new_folder,
+    check_numbers,
+    check_output,
+    lookup,
+    naming,
+    say,
+    warn,
+)
 from .evaluate import log_partition
 from .files import write_atomically
 from .folders import opened
@@ -59,19 +74,20 @@ def chosen_images(run: Run, images: Path | None, split: str, data_dir: Path | No
     """The pictures at a place, or a split of the run's data; and their form."""
     form = data.form_of(run.config.data)
     if images is not None:
-        return read_images(images, form, invert), form
+        with naming("PICTURES"):
+            return read_images(images, form, invert), form
     x = getattr(data_of(run, data_dir), split)
     return Codes(form.levels - 1 - x if invert else x, [f"{split}-{i:06}" for i in range(len(x))]), form
 
 
 def encode_run(
-    run: tyro.conf.Positional[str],
-    images: tyro.conf.Positional[Path | None] = None,
-    out: Path = Path("codes.npz"),
+    run: RunName,
+    images: Pictures = None,
+    out: NewFile = Path("codes.npz"),
     split: Literal["test", "valid", "train"] = "test",
     invert: bool = False,
-    weights: str = "model",
-    data_dir: Path | None = None,
+    weights: Weights = "model",
+    data_dir: DataPlace = None,
     overwrite: bool = False,
 ) -> None:
     """Write the codes of images: the most probable bits under the encoder, eight in a byte, and the images' names.
@@ -97,10 +113,10 @@ def encode_run(
 
 
 def decode_run(
-    run: tyro.conf.Positional[str],
-    codes: tyro.conf.Positional[Path],
-    out: Path = Path("decoded"),
-    weights: str = "model",
+    run: RunName,
+    codes: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CODES")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("decoded"),
+    weights: Weights = "model",
 ) -> None:
     """Write the images that codes stand for, the decoder's means, as PNG files.
 
@@ -140,17 +156,17 @@ def picture(image: Tensor, form: Form) -> Image.Image:
 
 
 def score_run(
-    run: tyro.conf.Positional[str],
-    images: tyro.conf.Positional[Path | None] = None,
-    out: Path = Path("scores.csv"),
+    run: RunName,
+    images: Pictures = None,
+    out: NewFile = Path("scores.csv"),
     split: Literal["test", "valid", "train"] = "test",
     samples: int = 200,
     chains: int = 1000,
     temperatures: int = 5000,
     invert: bool = False,
-    weights: str = "model",
+    weights: Weights = "model",
     seed: int = 0,
-    data_dir: Path | None = None,
+    data_dir: DataPlace = None,
     overwrite: bool = False,
 ) -> None:
     """Write each image's log-likelihood with its standard error, the least likely first: for ranking, or outliers.
@@ -177,8 +193,11 @@ def score_run(
     model = latent_model(folder, weights)
     found, form = chosen_images(folder, images, split, data_dir, invert)
     generator = torch.Generator().manual_seed(seed)
-    log_z = log_partition(model.prior, chains, temperatures, generator)
-    scores = score_with_progress(model, found.z, samples, log_z.value, generator)
+    with Display() as display:
+        log_z = log_partition(
+            model.prior, chains, temperatures, generator, lambda share, _: display.share("log Z by AIS", share)
+        )
+        scores = score_with_progress(model, found.z, samples, log_z.value, generator, display)
     if float(scores.effective_sample_size.median()) < FEWEST_EFFECTIVE:
         warn(
             "for half of the images one or two samples carry the whole weight (column effective_sample_size): their "
@@ -193,19 +212,18 @@ def score_run(
 
 
 def score_with_progress(
-    model: LatentModel, x: Tensor, samples: int, log_z: float, generator: torch.Generator
+    model: LatentModel, x: Tensor, samples: int, log_z: float, generator: torch.Generator, display: Display
 ) -> Scores:
     """Scores of images x (N, D), a few at a time, so that one sees how far it is."""
     parts = x.split(IMAGES_SCORED_AT_ONCE)
     scores: list[Scores] = []
-    with Display() as display:
-        display.note(f"scoring {len(x):,} images with K = {samples:,} samples each")
-        display.phase("scoring", len(parts))
-        for part in parts:
-            scores.append(model.score(part.float(), samples, log_z, generator))
-            display.advance(len(scores))
-            if len(scores) == 1 and (left := display.seconds_left()) > 60:
-                display.note(f"about {left / 60:.0f} minutes; fewer --samples take less")
+    display.note(f"scoring {len(x):,} images with K = {samples:,} samples each")
+    display.phase("scoring", len(parts))
+    for part in parts:
+        scores.append(model.score(part.float(), samples, log_z, generator))
+        display.advance(len(scores))
+        if len(scores) == 1 and (left := display.seconds_left()) > 60:
+            display.note(f"about {left / 60:.0f} minutes; fewer --samples take less")
     return Scores(*(torch.cat(values) for values in zip(*scores, strict=True)))
 
 
@@ -222,21 +240,24 @@ def table_of_scores(scores: Scores, names: list[str], form: Form) -> str:
 
 
 def inpaint_run(
-    run: tyro.conf.Positional[str],
-    images: tyro.conf.Positional[Path | None] = None,
+    run: RunName,
+    images: Pictures = None,
     keep: Literal["left", "right", "top", "bottom"] = "left",
-    mask: Path | None = None,
-    out: Path = Path("inpainted.png"),
+    mask: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE"), OPTIONAL] = None,
+    out: NewFile = Path("inpainted.png"),
     count: int = 10,
     draws: int = 4,
     steps: int = 100,
     samples: int = 20,
-    means: bool | None = None,
+    means: Annotated[
+        tyro.conf.DisallowNone[bool | None],
+        tyro.conf.arg(help_behavior_hint="(default: --means for images of 256 levels, --no-means for bits)"),
+    ] = None,
     split: Literal["test", "valid", "train"] = "test",
     invert: bool = False,
-    weights: str = "model",
+    weights: Weights = "model",
     seed: int = 0,
-    data_dir: Path | None = None,
+    data_dir: DataPlace = None,
     overwrite: bool = False,
 ) -> None:
     """Keep a part of each image and draw the rest from the model: a PNG with the image, its part, and several draws.
@@ -251,7 +272,7 @@ def inpaint_run(
         draws: For each image.
         steps: Gibbs steps over latents and pixels.
         samples: Latents that compete at each step, 2 or more.
-        means: Show the mean of what is drawn in the last step, which is smooth; by default for images of 256 levels.
+        means: Show the mean of what is drawn in the last step, which is smooth, instead of a draw.
         split: Of the run's data, if no images are named.
         invert: Exchange light and dark, as for ink on paper under a model of light strokes.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.

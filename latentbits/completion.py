@@ -18,6 +18,9 @@ BASH = """_latentbits() {{
 {choices}
       *) case "${{COMP_WORDS[1]}}" in
 {options}
+      esac
+      case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
+{more}
       esac ;;
     esac
   fi
@@ -61,12 +64,15 @@ def options_of_section(section: type[BaseModel], leave_out: tuple[str, ...], pre
     return options
 
 
-def script(commands: Mapping[str, Options], first_words: Mapping[str, list[str]], shell: str) -> str:
+def script(
+    commands: Mapping[str, Options], first_words: Mapping[str, list[str]], more: Mapping[str, list[str]], shell: str
+) -> str:
     """The script.
 
     Arguments:
         commands: Each command's options, and their choices.
         first_words: What can stand behind a command besides options, such as recipes.
+        more: Options that a command has behind a certain first word only, by the two.
         shell: "bash" or "zsh".
     """
     choices, options = [], []
@@ -76,5 +82,7 @@ def script(commands: Mapping[str, Options], first_words: Mapping[str, list[str]]
                 choices.append(f'      "{command} {option}") words="{" ".join(words)}" ;;')
         words = [*first_words.get(command, []), *found, "--help"]
         options.append(f'        {command}) words="{" ".join(words)}" ;;')
-    bash = BASH.format(commands=" ".join(commands), choices="\n".join(choices), options="\n".join(options))
+    only = [f'        "{both}") words="$words {" ".join(found)}" ;;' for both, found in more.items()]
+    parts = {"choices": choices, "options": options, "more": only}
+    bash = BASH.format(commands=" ".join(commands), **{name: "\n".join(lines) for name, lines in parts.items()})
     return (ZSH if shell == "zsh" else "") + bash

@@ -105,7 +105,10 @@ def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits
     if config.name == "imagenet64":
         return imagenet64(path)
     refuse = config.damaged == "refuse"
-    return natural64(path, refuse) if config.name == "natural64" else images(path, form_of(config), refuse)
+    try:
+        return natural64(path, refuse) if config.name == "natural64" else images(path, form_of(config), refuse)
+    except DataError as error:
+        raise DataError(f"--data-dir: {error}") from error
 
 
 def _digits() -> Splits:

@@ -197,13 +197,17 @@ def exact_log_partition(prior: Prior, largest: int = LARGEST_EXACT_LAYER) -> Log
 
 
 def log_partition(
-    prior: Prior, chains: int, temperatures: int, generator: torch.Generator | None = None
+    prior: Prior,
+    chains: int,
+    temperatures: int,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
 ) -> LogPartition:
     """log Z: by enumeration where that can be had, else by AIS at equally spaced temperatures."""
     if (exact := exact_log_partition(prior)) is not None:
         return exact
     assert isinstance(prior, RBM)
-    return summarize_ais(ais(prior, chains, temperatures, generator), temperatures, "linear")
+    return summarize_ais(ais(prior, chains, temperatures, generator, progress=progress), temperatures, "linear")
 
 
 def summarize_ais(estimate: AISEstimate, temperatures: int, schedule: str) -> LogPartition:

@@ -25,10 +25,13 @@ from .progress import printable
 from .splits import DataError, Form, Splits, make_splits
 
 ENDINGS = (".png", ".jpg", ".jpeg")
+PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff")
+ARCHIVE_ENDINGS = (".tar", ".zip", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")
+ARCHIVE_STARTS = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 MOST_PIXELS = 50_000_000
 MOST_BYTES = 100_000_000
 MOST_HEADER = 1_000_000
-NATURAL64_VALIDATION = 1000
+NATURAL64_FILES, NATURAL64_VALIDATION = ("train.tar", "val.tar"), 1000
 
 
 class Pictures(NamedTuple):
@@ -68,10 +71,19 @@ def read_pictures(path: Path, form: Form, refuse: bool = False) -> Pictures:
                 ) from error
             skipped.append((name, str(error)))
     if not found:
-        reason = f"; {len(skipped)} could not be read, such as {skipped[0][0]} ({skipped[0][1]})" if skipped else ""
-        raise DataError(f"{path}: expected pictures that end in {', '.join(ENDINGS)}, found none{reason}")
+        raise _none_found(path, skipped)
     names = sorted(found)
     return Pictures(np.stack([found[name] for name in names]), names, skipped)
+
+
+def _unread(skipped: list[tuple[str, str]]) -> str:
+    """How many files are no whole pictures, and the first of them."""
+    return f"{len(skipped)} could not be read, such as {skipped[0][0]} ({skipped[0][1]})"
+
+
+def _none_found(path: Path, skipped: list[tuple[str, str]]) -> DataError:
+    reason = _unread(skipped) if skipped else "name the folder or archive that holds them"
+    return DataError(f"{path}: expected pictures that end in {', '.join(ENDINGS)}, found none; {reason}")
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -97,11 +109,30 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                     if file is not None:
                         yield member.name, file.read(MOST_BYTES)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: expected a folder, a .tar or a .zip of pictures, found nothing there") from error
+        raise DataError(
+            f"{path}: expected a folder, a .tar or a .zip of pictures, found nothing there; correct the path"
+        ) from error
     except Exception as error:  # tarfile, zipfile and what unpacks for them raise many kinds
         raise DataError(
-            f"{path}: expected a folder, a .tar or a .zip of pictures, found a damaged one ({error})"
+            f"{path}: expected a folder, a .tar or a .zip of pictures, found {_instead(path, error)}"
         ) from error
+
+
+def _instead(path: Path, error: Exception) -> str:
+    """What a file that could not be read as an archive is, and what to do."""
+    if isinstance(error, PermissionError):
+        return "one that may not be read; correct its permissions, or name another"
+    with path.open("rb") as stream:
+        start = stream.read(512)
+    if start.startswith(PICTURE_STARTS) or path.suffix.lower() in ENDINGS:
+        return f"a single picture; name its folder, {path.absolute().parent}"
+    if (
+        path.suffix.lower() not in ARCHIVE_ENDINGS
+        and not start.startswith(ARCHIVE_STARTS)
+        and start[257:262] != b"ustar"
+    ):
+        return f"a file of another kind{f' ({path.suffix})' if path.suffix else ''}; name a folder or an archive"
+    return f"a damaged one ({error}); make or fetch it again"
 
 
 class _Member(tarfile.TarInfo):
@@ -188,19 +219,22 @@ def describe(path: Path, most: int = 200) -> Description:
         DataError: As :func:`read_pictures`.
     """
     form, files, coloured, two_levels, opened = square_form(64), 0, 0, 0, 0
-    for _, content in _files(path):
+    skipped = []
+    for name, content in _files(path):
         files += 1
         if opened == most:
             continue
-        with contextlib.suppress(Exception):
+        try:
             planes = _fitted(content, form).reshape(3, -1).astype(np.int16)
             spread = planes.max(0) - planes.min(0)
             light = planes.mean(0)
             coloured += bool(np.quantile(spread, 0.95) > 16)
             two_levels += bool(np.mean((light < 48) | (light > 207)) > 0.7)
             opened += 1
+        except Exception as error:  # a decoder may raise anything
+            skipped.append((name, str(error)))
     if not opened:
-        raise DataError(f"{path}: expected pictures that end in {', '.join(ENDINGS)}, found none that could be read")
+        raise _none_found(path, skipped)
     kind = "colour" if coloured > opened / 20 else "black-and-white" if two_levels > 0.9 * opened else "grey"
     return Description(kind, files, opened)
 
@@ -217,9 +251,9 @@ def images(path: Path, form: Form, refuse: bool = False) -> Splits:
     tenth = np.array([hashlib.sha256(os.fsencode(name)).digest()[0] * 10 // 256 for name in pictures.names])
     parts = [pictures.images[which] for which in (tenth < 8, tenth == 8, tenth == 9)]
     if not all(len(part) for part in parts):
+        found = f"{len(pictures.names)}{f', and {_unread(pictures.skipped)}' if pictures.skipped else ''}"
         raise DataError(
-            f"{path}: expected enough pictures for training, validation and test, found {len(pictures.names)}; "
-            "30 or more will do"
+            f"{path}: expected enough pictures for training, validation and test, found {found}; 30 or more will do"
         )
     warn_of(pictures, path)
     return make_splits("images", parts, form)
@@ -234,8 +268,8 @@ def warn_of(pictures: Pictures, path: Path) -> None:
 
 def natural64(folder: Path, refuse: bool = False) -> Splits:
     """Photographs of 64x64: ``train.tar``, the last 1,000 by name for validation, and ``val.tar`` for test."""
-    both = [read_pictures(folder / name, square_form(64), refuse) for name in ("train.tar", "val.tar")]
-    for pictures, name in zip(both, ("train.tar", "val.tar"), strict=True):
+    both = [read_pictures(folder / name, square_form(64), refuse) for name in NATURAL64_FILES]
+    for pictures, name in zip(both, NATURAL64_FILES, strict=True):
         warn_of(pictures, folder / name)
     train, test = (pictures.images for pictures in both)
     if len(train) <= NATURAL64_VALIDATION:

@@ -97,6 +97,26 @@ def over_samples(function: Callable[[Tensor], Tensor], z: Tensor, elements: int)
     return torch.cat([function(part) for part in parts])
 
 
+def check_shape(argument: str, given: Tensor, leading: str, width: int | None) -> None:
+    """Refuse a tensor of another shape than (leading, width).
+
+    Arguments:
+        argument: Its name.
+        given: The tensor.
+        leading: "B" for one axis before the last, "*" for any number.
+        width: Length of the last axis; None for any.
+
+    Raises:
+        ValueError: If the shape is another.
+    """
+    axes = given.dim() == 2 if leading == "B" else given.dim() > 0
+    if not axes or (width is not None and given.shape[-1] != width):
+        raise ValueError(
+            f"{argument}: expected shape ({leading}, {width or 'D'}), got {tuple(given.shape)}; a row is an image, "
+            "flattened, or its latents"
+        )
+
+
 class LatentModel(nn.Module):
     """Encoder, decoder and prior.
 
@@ -116,6 +136,12 @@ class LatentModel(nn.Module):
     def _elements(self, x: Tensor) -> int:
         """Size of the largest tensor that is made for one sample of a datum of x (B, D)."""
         return max(x.shape[1], int(getattr(self.decoder, "elements", 0)))
+
+    @property
+    def inputs(self) -> int | None:
+        """D, where the encoder says it; one of one's own need not."""
+        inputs = getattr(self.encoder, "inputs", None)
+        return inputs if isinstance(inputs, int) else None
 
     def rows_at_once(self) -> int:
         """How many rows of latents the decoder may take at once where no gradient is wanted."""
@@ -180,6 +206,9 @@ class LatentModel(nn.Module):
 
         Returns:
             L_K for each datum, float64, with shape (B,).
+
+        Raises:
+            ValueError: If x has another shape.
         """
         return self.importance_sums(x, samples, generator=generator).log_mean - float(log_partition)
 
@@ -194,6 +223,9 @@ class LatentModel(nn.Module):
             samples: K, posterior samples for each datum; 2 or more for an error.
             log_partition: log Z of the prior, whose error is common to all.
             generator: Source of the randomness; the default generator if None.
+
+        Raises:
+            ValueError: If x has another shape.
         """
         sums = self.importance_sums(x, samples, 0, generator)
         return Scores(sums.log_mean - log_partition, sums.variance.sqrt(), sums.effective_sample_size)
@@ -212,6 +244,7 @@ class LatentModel(nn.Module):
         """
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
+        check_shape("x", x, "B", self.inputs)
         x = x.to(self.prior.visible_bias)
         rows = max(1, ELEMENTS_PER_CHUNK // (min(samples, 64) * self._elements(x)))
         parts = [self._importance_sums(part, samples, keep, generator) for part in x.split(rows)]
@@ -250,12 +283,22 @@ class LatentModel(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The most probable bits under q(z | x) for data x (B, D), with shape (B, M)."""
+        """The most probable bits under q(z | x) for data x (B, D), with shape (B, M).
+
+        Raises:
+            ValueError: If x has another shape.
+        """
+        check_shape("x", x, "*", self.inputs)
         return (self.posterior(x.to(self.prior.visible_bias)).logits > 0).to(self.prior.visible_bias)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """The mean of p(x | z) for bits z (*, M), with shape (*, D)."""
+        """The mean of p(x | z) for bits z (*, M), with shape (*, D).
+
+        Raises:
+            ValueError: If z has another shape.
+        """
+        check_shape("z", z, "*", self.prior.visible)
         rows = z.to(self.prior.visible_bias).reshape(-1, z.shape[-1])
         means = torch.cat([self.likelihood(part).mean for part in rows.split(self.rows_at_once())])
         return means.reshape(*z.shape[:-1], means.shape[-1])
@@ -309,6 +352,7 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: If shapes or counts do not fit.
         """
+        check_shape("x", x, "B", self.inputs)
         if known.dtype != torch.bool or known.shape not in (x.shape, x.shape[1:]) or samples < 2 or steps < 1:
             raise ValueError(
                 f"inpaint: expected known as bool with shape {tuple(x.shape)} or {tuple(x.shape[1:])}, steps of 1 or "
@@ -346,7 +390,12 @@ class GaussianModel(LatentModel):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The posterior's means for data x (B, D), with shape (B, M)."""
+        """The posterior's means for data x (B, D), with shape (B, M).
+
+        Raises:
+            ValueError: If x has another shape.
+        """
+        check_shape("x", x, "*", self.inputs)
         return self.posterior(x.to(self.prior.visible_bias)).loc
 
 

@@ -47,6 +47,7 @@ class MLP(nn.Sequential):
         for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
         super().__init__(*layers[:-1])
+        self.inputs = widths[0]
 
     @property
     def last(self) -> nn.Linear:
@@ -79,6 +80,7 @@ class Scaled(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.inputs = getattr(net, "inputs", None)
         self.register_buffer("gain", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,6 +211,7 @@ class ResNetEncoder(nn.Module):
         features = maps[-1] * final[0] * final[1]
         check_features(features, outputs, fully_connected, f"{maps[-1]}x{final[0]}x{final[1]}")
         self.image, self.precision, self.levels = image, precision, levels
+        self.inputs = channels * height * width
         blocks: list[nn.Module] = []
         for before, after in pairwise((channels, *maps)):
             for i in range(repeats):

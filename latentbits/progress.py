@@ -50,6 +50,15 @@ SECONDS_LOOKED_BACK = 60
 """The time left is judged by the last epochs that took so long together: a machine may slow down."""
 
 
+QUIET = 10.0
+"""Seconds without a line, at least, where there is no terminal for a bar."""
+
+
+def _in_words(seconds: float) -> str:
+    """Seconds in a few words."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 def printable(text: str) -> str:
     """Text without what would command a terminal: such characters, of a file's name perhaps, as their escapes."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
@@ -87,7 +96,7 @@ class DownloadBar:
 
 
 class Display:
-    """Progress on the terminal; plain lines where the output is no terminal.
+    """Progress on the terminal; where the output is no terminal, a line at most each ten seconds and each tenth.
 
     Arguments:
         quiet: Show nothing.
@@ -125,12 +134,21 @@ class Display:
         self._task = self._bar.add_task(title, total=total, completed=done)
         self._title, self._total, self._done = title, total, float(done)
         self._marks = deque([(time.monotonic(), self._done)])  # when so much was done
+        self._told, self._due = time.monotonic(), self._done
 
     def advance(self, done: float) -> None:
-        """Move the bar to ``done``."""
-        if self._task is not None:
-            self._bar.update(self._task, completed=done)
-            self._done = done
+        """Move the bar to ``done``; without a bar, print a line if it is time for one."""
+        if self._task is None:
+            return
+        self._bar.update(self._task, completed=done)
+        self._done = done
+        if not self.console.is_terminal and self._due < done < self._total and time.monotonic() - self._told >= QUIET:
+            self.note(f"{self._title}: {done / self._total:.0%}, about {_in_words(self.seconds_left())} left")
+            self._told_now()
+
+    def _told_now(self) -> None:
+        """The next line is due after some time and a tenth of the phase."""
+        self._told, self._due = time.monotonic(), self._done + self._total / 10
 
     def seconds_left(self) -> float:
         """Of the phase, by what its last epochs took, or all of it if it has none; infinite at its start."""
@@ -167,6 +185,7 @@ class Display:
             self._explained.update(new)
             self.note(f"in the lines of {title}: {'; '.join(_EXPLAINED[name] for name in new)}")
         self.note(f"{title}, epoch {row['epoch']} of {epochs}: {', '.join(values)}")
+        self._told_now()
 
     def note(self, text: str) -> None:
         """Print a line."""

@@ -14,7 +14,7 @@ from rich.padding import Padding
 
 from . import distributed, folders
 from .config import Config, DataConfig
-from .console import UsageError, check_device, console, lookup, say, warn
+from .console import OPTIONAL, DataPlace, Device, UsageError, check_device, console, lookup, naming, parse, say, warn
 from .recipes import RECIPES, Recipe, my_images
 from .runs import Run
 from .train import train
@@ -40,11 +40,11 @@ class TrainOptions:
         tensorboard: Write the metrics to RUN/tensorboard as well, for TensorBoard.
     """
 
-    run: Path | None = None
+    run: Annotated[Path | None, tyro.conf.arg(metavar="RUN"), OPTIONAL] = None
     resume: bool = False
-    max_minutes: float | None = None
-    data_dir: Path | None = None
-    device: str = "cpu"
+    max_minutes: Annotated[float | None, OPTIONAL] = None
+    data_dir: DataPlace = None
+    device: Device = "cpu"
     tensorboard: bool = False
 
 
@@ -69,7 +69,12 @@ def _parser_class(section: BaseModel, extra: Sequence[Any] = ()) -> type:
             inner = _parser_class(value)
             fields.append((name, inner, dataclasses.field(default=inner())))
         else:
-            kind = Annotated[info.annotation, tyro.conf.arg(help=info.description or "")]  # type: ignore[name-defined]
+            words = tyro.conf.arg(
+                help=info.description or "",
+                metavar="FILE" if info.annotation is str else None,
+                help_behavior_hint="(optional)" if value in ("", ()) else None,
+            )
+            kind = Annotated[info.annotation, words]  # type: ignore[name-defined]
             fields.append((name, kind, dataclasses.field(default=value)))
     return dataclasses.make_dataclass(
         type(section).__name__, [*fields, *extra], frozen=True, namespace={"__doc__": type(section).__doc__}
@@ -93,7 +98,8 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     elif started := to_resume(args):
         base = started  # the options of the first start need not be given again
     elif args[0] == "my-images":
-        found, base = look_at_pictures(args)
+        with naming("--data"):
+            found, base = look_at_pictures(args)
     config, options = parse_options(args, base)
     if found is not None:
         say(f"{options.data_dir}: {chosen(found, config)}")
@@ -142,12 +148,7 @@ def parse_options(args: Sequence[str], base: Config) -> tuple[Config, TrainOptio
         UsageError: If a value is out of range; each problem has a line.
     """
     options = [("options", tyro.conf.OmitArgPrefixes[TrainOptions], dataclasses.field(default=TrainOptions()))]
-    parsed: Any = tyro.cli(
-        _parser_class(base, options),
-        args=list(args[1:]),
-        prog=f"latentbits train {args[0]}",
-        description="",
-    )
+    parsed: Any = parse(_parser_class(base, options), args[1:], f"latentbits train {args[0]}", "")
     values = dataclasses.asdict(parsed)
     del values["options"]
     try:
@@ -214,7 +215,8 @@ def look_at_pictures(args: Sequence[str]) -> tuple[folders.Description, Config]:
         raise UsageError(
             "\n".join(f"--data.{describe(problem).removeprefix('--')}" for problem in error.errors())
         ) from error
-    found = folders.describe(Path(place))
+    with naming("--data"):
+        found = folders.describe(Path(place))
     return found, my_images(cast(Any, kind or found.kind), asked.size, found.files)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import latentbits as lb
 from latentbits import data
-from latentbits.cli import main
+from latentbits.cli import COMMANDS, main
 from latentbits.codes_cli import picture as single
 from latentbits.config import DataConfig
 from latentbits.folders import square_form
@@ -207,6 +207,32 @@ def test_the_parsers_own_refusals_have_status_2(arguments):
     with pytest.raises(SystemExit) as refusal:
         main(arguments)
     assert refusal.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "digits", "--joint.samples", "abc"], "--joint.samples: expected a whole number, got 'abc'"),
+        (["train", "digits", "--rbm.momentum", "much"], "--rbm.momentum: expected a number, got 'much'"),
+        (["train", "digits", "--max-minutes", "None"], "--max-minutes: expected a number, got 'None'"),
+        (["evaluate", "x", "--images", "1.5"], "--images: expected a whole number, got '1.5'"),
+        (["encode"], "RUN A run folder, or"),
+        (["decode", "x"], "CODES An npz file"),
+    ],
+)
+def test_the_parsers_lines_name_what_is_missing_or_wrong(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"] + ["train digits"])
+def test_help_calls_words_by_what_they_are(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert "usage: latentbits" in text
+    assert not [word for word in ("None", "STR", "PATH", "(default: )") if word in text]
 
 
 def test_resuming_another_recipe_is_refused(run, capsys):

@@ -55,7 +55,9 @@ def test_pictures_are_encoded_and_decoded(run, pictures, tmp_path, capsys):
     np.testing.assert_allclose(pixels, model.decode(found.z), atol=0.5 / 255 + 1e-6)
     assert main(["encode", str(run.path), str(folder), "--out", str(file)]) == 2
     assert main(["decode", str(run.path), str(file), "--out", str(tmp_path / "decoded")]) == 2
-    assert "expected a new or an empty folder" in capsys.readouterr().err
+    assert "decoded, which is not empty; name another" in capsys.readouterr().err
+    assert main(["decode", str(run.path), str(file), "--out", str(file)]) == 2
+    assert "--out: expected a new or an empty folder, got the file" in capsys.readouterr().err
 
 
 def test_a_split_is_encoded_and_inverted(run, tmp_path):
@@ -111,6 +113,21 @@ def test_inpainting_keeps_what_is_known(run, pictures, tmp_path, capsys):
     Image.fromarray(mask[:5]).save(tmp_path / "small.png")
     assert main(["inpaint", str(run.path), str(folder), "--mask", str(tmp_path / "small.png")]) == 2
     assert "--mask: expected 8x8 pixels, got 8x5" in capsys.readouterr().err
+
+
+def test_means_are_a_flag_whose_default_is_the_datas(run, pictures, tmp_path):
+    """Bits are drawn unless means are asked for; means are grey."""
+    folder, _ = pictures
+    contents = {}
+    for option in ((), ("--means",), ("--no-means",)):
+        out = tmp_path / f"{option}.png"
+        assert (
+            main(["inpaint", str(run.path), str(folder), "--count", "4", "--steps", "3", "--out", str(out), *option])
+            == 0
+        )
+        contents[option] = opened(out)
+    np.testing.assert_array_equal(contents[()], contents[("--no-means",)])
+    assert len(np.unique(contents[("--means",)])) > 10 > len(np.unique(contents[()]))
 
 
 def test_an_unfinished_run_says_so(tmp_path, pictures, capsys):

@@ -42,6 +42,10 @@ def test_options_and_their_choices(offered):
     assert offered("train", "digits", "--max") == ["--max-minutes"]
     assert offered("evaluate", "runs/x", "--schedule", "l") == ["linear"]
     assert offered("train", "digits", "--sampler") == []  # for Python only
+    assert offered("train", "my-images", "--si") == ["--size"]
+    assert {"--data", "--data-dir"} < set(offered("train", "my-images", "--da"))
+    assert "--data" not in offered("train", "digits", "--da")
+    assert offered("train", "my-images", "--data.kind", "g") == ["grey"]
 
 
 def test_every_option_is_one_that_the_command_knows(offered, capsys):

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import re
 import tarfile
 import threading
 import time
@@ -212,8 +213,61 @@ def test_where_cifar10_lies_is_listed(tmp_path, small_cifar, capsys):
     (folder / "data_batch_2.bin.xz").unlink()
     assert main(["data", "--data-dir", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert f"data_batch_1.bin: in {folder / 'data_batch_1.bin.xz'}" in printed
-    assert f"data_batch_2.bin: absent; in {colour.CIFAR10_URL}" in printed
+    assert f"5 of 6 files present in {folder}: data_batch_1.bin.xz, data_batch_3.bin.xz, " in printed
+    assert f"absent in {folder}: data_batch_2.bin; downloaded " in printed
+    assert printed.count("170 MB") == 1
+    assert colour.CIFAR10_URL in printed
+
+
+def listed(capsys, *options):
+    """The lines of each data set's entry, by its name."""
+    assert main(["data", *map(str, options)]) == 0
+    entries = {}
+    for line in capsys.readouterr().out.splitlines():
+        if not line.startswith("  "):
+            name = line.split(":")[0]
+        entries.setdefault(name, []).append(line.strip())
+    return entries
+
+
+def test_each_data_set_says_whether_it_is_present_and_how_large(tmp_path, capsys):
+    folder = tmp_path / "data"
+    (folder / "mine").mkdir(parents=True)
+    entries = listed(capsys, "--data-dir", folder)
+    assert set(entries) == {*data.FORMS, "images", "cache"}
+    absent = {name for name, lines in entries.items() if any(line.startswith(f"absent in {folder}") for line in lines)}
+    assert absent == {"binarized-mnist", "cifar10", "imagenet64", "natural64", "images"}
+    size = re.fullmatch(r"present: comes with scikit-learn; ([\d,]+) bytes", entries["digits"][1])
+    assert 10_000 < int(size[1].replace(",", "")) < 100_000
+    # as files come
+    (folder / "train.tar").write_bytes(bytes(2_000_000))
+    (folder / "val.tar").write_bytes(bytes(500_000))
+    for name in colour.IMAGENET64_BATCHES[1:]:
+        (folder / name).write_bytes(bytes(300))
+    (folder / "mine" / "a.JPG").write_bytes(bytes(70))
+    entries = listed(capsys, "--data-dir", folder)
+    assert entries["natural64"][1:] == [f"present in {folder}: train.tar, val.tar; 2.5 MB"]
+    assert entries["imagenet64"][1].startswith(f"10 of 11 files present in {folder}: train_data_batch_2.npz, ")
+    assert entries["imagenet64"][1].endswith("; 3,000 bytes")
+    assert entries["imagenet64"][2].startswith(f"absent in {folder}: {colour.IMAGENET64_BATCHES[0]}; not downloaded")
+    assert entries["images"][1] == f"present in {folder}: 1 that end in .png, .jpg, .jpeg; 70 bytes"
+
+
+def test_one_archive_is_counted_once(tmp_path, capsys):
+    archive = tmp_path / colour.CIFAR10_ARCHIVE
+    archive.write_bytes(bytes(1_200_000))
+    assert listed(capsys, "--data-dir", tmp_path)["cifar10"][1] == f"present in {tmp_path}: {archive.name}; 1.2 MB"
+    assert f"the file {archive}, 1.2 MB" in listed(capsys, "--data-dir", archive)["images"][1]
+
+
+def test_without_a_folder_the_cache_is_looked_in(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LATENTBITS_CACHE", str(tmp_path))
+    entries = listed(capsys)
+    assert f"absent in {tmp_path}: " in entries["binarized-mnist"][1]
+    assert entries["natural64"][1] == "absent: train.tar, val.tar; not downloaded; name their folder with --data-dir"
+    assert entries["images"][1].startswith("no place named")
+    assert main(["data", "--data-dir", str(tmp_path / "nowhere")]) == 2
+    assert "--data-dir: expected a folder or an archive, found nothing at" in capsys.readouterr().err
 
 
 def test_what_is_wrong_with_cifar10_is_named(tmp_path, small_cifar):

@@ -21,11 +21,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import tyro
 from checks import seeded
 
 import latentbits as lb
-from latentbits import cli, folders, train_cli
+from latentbits import cli, console, folders, train_cli
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -205,7 +204,7 @@ def parse(words):
     def do_nothing(*args, **options):
         pass
 
-    tyro.cli(do_nothing, args=options)
+    console.parse(do_nothing, options, "latentbits")
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -233,7 +233,7 @@ def test_pictures_are_described_by_the_first_of_them(tmp_path):
         path = write({"0 torn.png": b"torn"} | files | {"notes.txt": b""}, tmp_path / f"{kind}.zip")
         assert folders.describe(path) == (kind, 31, 30)
         assert folders.describe(path, most=10) == (kind, 31, 10)
-    with pytest.raises(DataError, match="found none that could be read"):
+    with pytest.raises(DataError, match=r"found none; 1 could not be read, such as torn.png"):
         folders.describe(write({"torn.png": b"torn"}, tmp_path / "torn.zip"))
 
 
@@ -281,6 +281,9 @@ def test_own_pictures_need_a_place_and_a_size(tmp_path, capsys):
     assert main(["train", "my-images", "--data", f"images:{path}", "--data.kind", "blue"]) == 2
     assert "--data.kind: Input should be 'colour', 'grey' or 'black-and-white', got blue" in capsys.readouterr().err
     assert main(["train", "my-images", "--data", "images:nowhere"]) == 2
+    assert "error: --data: nowhere: expected a folder, a .tar or a .zip of pictures, found nothing there" in (
+        capsys.readouterr().err
+    )
 
 
 def test_pictures_can_be_made_another_kind_and_home_is_found(tmp_path, monkeypatch, capsys):
@@ -355,3 +358,44 @@ def test_an_evaluation_of_other_data_says_so_wherever_it_is_shown(run_of_picture
     assert main(["evaluate", str(run.path), *FEW_CHAINS, "--data-dir", str(ours)]) == 0
     assert main(["export", str(run.path), str(tmp_path / "again")]) == 0
     assert "other data" not in (tmp_path / "again/README.md").read_text()
+
+
+NO_ARCHIVES = {
+    "picture.png": (encoded(random_pixels(0)), "found a single picture; name its folder, {folder}"),
+    "picture": (encoded(random_pixels(0), "JPEG"), "found a single picture; name its folder, {folder}"),
+    "notes.txt": (b"six words that are no archive", "found a file of another kind (.txt); name a folder or an archive"),
+    "notes": (b"", "found a file of another kind; name a folder or an archive"),
+    "torn.tar": (b"no archive", "found a damaged one ("),
+    "torn.tar.gz": (b"\x1f\x8b no archive", "found a damaged one ("),
+    "torn.zip": (b"PK", "found a damaged one ("),
+}
+
+
+@pytest.mark.parametrize("name", NO_ARCHIVES)
+def test_a_file_that_is_no_archive_is_called_what_it_is(tmp_path, name, capsys):
+    content, said = NO_ARCHIVES[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    said = said.format(folder=tmp_path)
+    with pytest.raises(DataError) as refusal:
+        folders.read_pictures(path, SQUARE)
+    assert f"{path}: expected a folder, a .tar or a .zip of pictures, {said}" in str(refusal.value)
+    # whoever named it by an option or a word is told by which
+    assert main(["train", "my-images", "--data", str(path)]) == 2
+    assert f"error: --data: {refusal.value}" in capsys.readouterr().err
+    out = str(tmp_path / "codes.npz")
+    assert main(["encode", "mnist-mlp", str(path), "--out", out]) == 2
+    assert f"error: PICTURES: {path}: expected a folder" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"^--data-dir: "):
+        data.load(DataConfig(name="images"), path)
+
+
+def test_an_empty_folder_and_a_damaged_picture_are_told_with_what_to_do(tmp_path, capsys):
+    path = tmp_path / "pictures"
+    path.mkdir()
+    assert main(["train", "my-images", "--data", str(path)]) == 2
+    line = f"error: --data: {path}: expected pictures that end in .png, .jpg, .jpeg, found none; name the folder"
+    assert line in capsys.readouterr().err
+    write({"whole.png": encoded(random_pixels(0)), "torn.png": b"torn"}, path)
+    assert main(["train", "my-images", "--data", str(path), "--run", str(tmp_path / "run")]) == 2
+    assert "found 1, and 1 could not be read, such as torn.png (it is no PNG or JPEG)" in capsys.readouterr().err

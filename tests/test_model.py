@@ -192,3 +192,43 @@ def test_scores_have_the_spread_that_they_state(model, x):
         _, tables = exact_tables(model, x)
         assert ((values.mean(0) - tables.log_prob().detach()).abs() < LIMIT * spread / n**0.5 + spread**2).all()
     torch.testing.assert_close(errors[0] / errors[1], torch.full((2,), 2.0, dtype=torch.float64), rtol=0.15, atol=0)
+
+
+IMAGE = Form(1, 8, 8)
+SHAPES = {
+    "mlp": {"network": "mlp", "layers": (6,), "latent": 5, "hidden": 4},
+    "resnet": {"network": "resnet", "maps": (2,), "latent": 5, "hidden": 4},
+    "normal": {"network": "mlp", "layers": (6,), "latent": 5, "prior": "normal"},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_data_and_codes_of_another_shape_are_refused_by_name(name):
+    model = build(ModelConfig(**SHAPES[name]), IMAGE)
+    known = torch.zeros(64, dtype=torch.bool)
+    expected = r"x: expected shape \((B|\*), 64\), got "
+    for x, came in (
+        (torch.ones(5, 10), r"\(5, 10\)"),
+        (torch.ones(5, 8, 8), r"\(5, 8, 8\)"),
+        (torch.ones(()), r"\(\)"),
+    ):
+        for method in (
+            model.encode,
+            lambda x: model.log_prob(x, 3, 0.0),
+            lambda x: model.score(x, 3, 0.0),
+            lambda x: model.inpaint(x, known, 2, 2),
+        ):
+            with pytest.raises(ValueError, match=expected + came):
+                method(x)
+    with pytest.raises(ValueError, match=r"z: expected shape \(\*, 5\), got \(3, 6\)"):
+        model.decode(torch.ones(3, 6))
+    assert model.decode(torch.ones(2, 3, 5)).shape == (2, 3, 64)
+    assert model.encode(torch.ones(7, 64)).shape == (7, 5)
+
+
+def test_an_encoder_of_ones_own_need_not_say_its_width():
+    encoder = torch.nn.Sequential(torch.nn.Linear(64, 5))
+    model = LatentModel(encoder, torch.nn.Linear(5, 64), RBM(5, 4))
+    assert model.encode(torch.ones(7, 64)).shape == (7, 5)
+    with pytest.raises(ValueError, match=r"x: expected shape \(B, D\), got \(64,\)"):
+        model.log_prob(torch.ones(64), 3, 0.0)
