@@ -113,10 +113,13 @@ def evaluate_run(
         record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds)
     if not is_first:
         return
+    before = (folder.path / "evaluation.json").is_file()
     keep_evaluation(folder, record, out)
     shutil.rmtree(unfinished, ignore_errors=True)
     console.print(evaluation_table(evaluation))
     say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
+    if before:
+        say(f"the evaluation before it stays in {folder.path / 'evaluations.jsonl'}; page and model card show the last")
 
 
 def load_to_evaluate(run: Path, weights: str) -> LatentModel | RBM:

@@ -1,6 +1,7 @@
 """The command line: the whole way on a tiny run, and every refusal in a line with status 2."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -308,6 +309,20 @@ def test_a_curve_needs_kept_weights(run, capsys):
     assert "train with --validation.keep EPOCHS" in capsys.readouterr().err
     assert main(["curve", str(run), "--samples", "0", "--chains", "0", "--images", "0"]) == 2
     assert "--samples: expected at least 1, got 0\nerror: --images:" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_replaces_another_says_where_that_stays(tmp_path, run, capsys):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    for name in ("evaluation.json", "evaluations.jsonl"):
+        (other / name).unlink(missing_ok=True)
+    assert main(["evaluate", str(other), *QUICK]) == 0
+    assert "stays in" not in capsys.readouterr().out
+    assert main(["evaluate", str(other), *QUICK, "--seed", "1"]) == 0
+    assert f"the evaluation before it stays in {other / 'evaluations.jsonl'}" in capsys.readouterr().out
+    seeds = [json.loads(line)["seed"] for line in (other / "evaluations.jsonl").read_text().splitlines()]
+    assert seeds == [0, 1]
+    assert json.loads((other / "evaluation.json").read_text())["seed"] == 1
 
 
 def test_samples_become_a_picture_each(run, tmp_path, capsys):
