@@ -20,7 +20,7 @@ import torch
 from latentbits import colour, data
 from latentbits.cli import main
 from latentbits.data import MNIST_FILES, AmatFile, parse_amat
-from latentbits.splits import DataError
+from latentbits.splits import DataError, Form
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "binarized_mnist"
 needs_mnist = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the published files are not in {SHARED}")
@@ -331,7 +331,7 @@ def small_imagenet(tmp_path, monkeypatch):
 def test_imagenet64_is_its_batches_in_order(tmp_path, small_imagenet):
     splits = data.load("imagenet64", tmp_path)
     train = np.concatenate([small_imagenet[f"train_data_batch_{i}.npz"] for i in range(1, 11)])
-    assert splits.form == (3, 64, 64, 256)
+    assert splits.form == Form(3, 64, 64, 256)
     assert (splits.train.numpy() == train[:-5]).all()
     assert (splits.valid.numpy() == train[-5:]).all()
     assert (splits.test.numpy() == small_imagenet["val_data.npz"]).all()
