@@ -30,6 +30,7 @@ STAGES_1_AND_2 = "--weights '' --joint.epochs 0 --rbm.cd-epochs 4 --rbm.pcd-epoc
 RELAXED = "--joint.objective relaxed --joint.samples 1 --joint.products float32 --joint.epochs 60"
 VARIATIONS = {
     "VIMCO, K = 50": "--joint.epochs 9",
+    "VIMCO, K = 50, seed 1": "--joint.epochs 9 --seed 1",  # how much is chance
     "VIMCO, K = 10": "--joint.epochs 20 --joint.samples 10",
     "VIMCO, K = 200": "--joint.epochs 3 --joint.samples 200",
     "VIMCO, K from 5 to 50": "--joint.epochs 13 --joint.first-samples 5",
@@ -67,9 +68,10 @@ VARIATIONS = {
     "stages 1 and 2, ReLU": f"{STAGES_1_AND_2} --model.activation relu",
     "stages 1 and 2, LeakyReLU": f"{STAGES_1_AND_2} --model.activation leaky-relu",
     "stages 1 and 2, literal conversion": f"{STAGES_1_AND_2} --autoencoder.conversion literal",
-    # these two begin with random weights
+    # these begin with random weights
     "relaxed from random weights": f"{RELAXED} --weights ''",
     "VIMCO from random weights": "--joint.epochs 9 --weights ''",
+    "VIMCO from random weights, sleep 0.5": "--joint.epochs 9 --weights '' --joint.sleep 0.5 --joint.dreams 100",
 }
 
 
