@@ -234,8 +234,9 @@ def _read_sealed(path: Path, oldest: int) -> tuple[dict[str, Tensor], dict[str, 
         raise FileError(f"{path}: not found") from error
     except PermissionError as error:  # it may be whole
         raise FileError(f"{path}: cannot be read; correct its permissions") from error
-    except (SafetensorError, ValueError, OSError) as error:
-        if isinstance(error, FileError):
+    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
+        # PyTorch's own error, where the file became shorter after its header was read, and no other of its many
+        if isinstance(error, FileError) or (isinstance(error, RuntimeError) and "mapping size" not in str(error)):
             raise
         raise DamagedError(f"{path}: expected a whole safetensors file, found a damaged one ({error})") from error
 

@@ -153,6 +153,12 @@ def compete(folder, log, barrier, seed, late):
         sys.exit(2)
 
 
+def write_in_turn(path, sizes):
+    """Write states of these sizes until killed."""
+    for size in itertools.cycle(sizes):
+        files.save_state(path, {"x": torch.arange(float(size))})
+
+
 def command(arguments, log, at=0, act="full"):
     """Run a command, whose training writes a checkpoint after every step, and end with its status."""
     redirect(log)

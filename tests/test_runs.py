@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import children
 import pytest
 import torch
 from hypothesis import given
@@ -145,3 +146,19 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, 
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(FileError, match="damaged"):
         load_state(path)
+
+
+def test_reading_beside_one_who_writes_gets_one_state_or_the_other(tmp_path, processes):
+    """States of two sizes in turn: the file under a name is now longer, now shorter than its header was just now."""
+    path = tmp_path / "state.safetensors"
+    save_state(path, {"x": torch.arange(3.0)})
+    writer = processes.Process(target=children.write_in_turn, args=(path, (3, 300)))
+    writer.start()
+    sizes = set()
+    while len(sizes) < 2:  # until it has begun
+        sizes.add(len(load_state(path)["x"]))
+    sizes |= {len(load_state(path)["x"]) for _ in range(3000)}
+    assert writer.is_alive()
+    writer.kill()
+    writer.join()
+    assert sizes == {3, 300}
