@@ -345,3 +345,9 @@ def settings(config: Config) -> dict[str, Any]:
         else:
             found[name] = section
     return found
+
+
+def different(config: Config, other: Config) -> dict[str, Any]:
+    """The settings, by dotted name, that a configuration has otherwise than another one."""
+    values = settings(other)
+    return {name: value for name, value in settings(config).items() if values[name] != value}

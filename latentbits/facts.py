@@ -10,11 +10,11 @@ import torch
 
 from . import __version__
 from .charts import Table, error, number
-from .config import Config, DataConfig, settings
+from .config import Config, DataConfig, different, settings
 from .files import load_state
 from .model import Model
-from .progress import STAGE_TITLES
-from .recipes import RECIPES, different, origin, origins, train_command
+from .progress import STAGE_TITLES, duration
+from .recipes import RECIPES, origin, origins, train_command
 from .records import Record, of_other_data
 from .report import labels
 from .runs import FINISHED, STAGES, Run
@@ -56,15 +56,6 @@ def standing(run: Run) -> Standing:
     epoch = last["epoch"] if last and last["stage"] == stage else 0
     words = f"{STAGE_TITLES[stage]}: epoch {epoch} of {epochs}"
     return Standing(words, seconds, origin)
-
-
-def duration(seconds: float | None) -> str:
-    """A length of time in words."""
-    if seconds is None:
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _value(value: Any) -> str:

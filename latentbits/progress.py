@@ -54,9 +54,13 @@ QUIET = 10.0
 """Seconds without a line, at least, where there is no terminal for a bar."""
 
 
-def _in_words(seconds: float) -> str:
-    """Seconds in a few words."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+def duration(seconds: float | None) -> str:
+    """A length of time in words."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def printable(text: str) -> str:
@@ -143,7 +147,7 @@ class Display:
         self._bar.update(self._task, completed=done)
         self._done = done
         if not self.console.is_terminal and self._due < done < self._total and time.monotonic() - self._told >= QUIET:
-            self.note(f"{self._title}: {done / self._total:.0%}, about {_in_words(self.seconds_left())} left")
+            self.note(f"{self._title}: {done / self._total:.0%}, about {duration(self.seconds_left())} left")
             self._told_now()
 
     def _told_now(self) -> None:
@@ -179,7 +183,7 @@ class Display:
         self._mark()
         left = self.seconds_left()
         if not self.console.is_terminal and 60 < left < math.inf:  # a terminal has the bar
-            values.append(f"about {left / 60:.0f} min left in this stage")
+            values.append(f"about {duration(left)} left in this stage")
         title = STAGE_TITLES.get(row["stage"], row["stage"])
         if new := [name for name in names if name in _EXPLAINED and name not in self._explained]:
             self._explained.update(new)

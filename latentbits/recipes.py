@@ -16,6 +16,7 @@ from .config import (
     ModelConfig,
     RBMConfig,
     ValidationConfig,
+    different,
     settings,
 )
 
@@ -414,12 +415,6 @@ def origin(config: Config, images: int) -> Config:
         of_kinds = [my_images(kind, config.data.size, images) for kind in _KINDS]
         return min(of_kinds, key=lambda other: len(different(config, other)))
     return next(iter(origins(config)), Config(recipe=config.recipe))
-
-
-def different(config: Config, other: Config) -> dict[str, Any]:
-    """The settings, by dotted name, that a configuration has otherwise than another one."""
-    values = settings(other)
-    return {name: value for name, value in settings(config).items() if values[name] != value}
 
 
 def changes(config: Config) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import torch
 
 from . import data, distributed
 from .adversarial import train_wgan
-from .config import Config, settings
+from .config import Config, different, settings
 from .evaluate import fit_prior_base
 from .events import Events, check_tensorboard
 from .joint import train_joint
@@ -165,9 +165,8 @@ def check_shares(config: Config) -> None:
 
 def describe_difference(old: Config, new: Config) -> str:
     """The first few settings that differ, as ``section.name: old -> new``."""
-    before, after = settings(old), settings(new)
-    differences = [f"{name}: {value} -> {after[name]}" for name, value in before.items() if after[name] != value]
-    return ", ".join(differences[:4])
+    after = settings(new)
+    return ", ".join([f"{name}: {value} -> {after[name]}" for name, value in different(old, new).items()][:4])
 
 
 def new_state(config: Config, splits: Splits, given: LatentModel | None = None) -> State:

@@ -98,8 +98,7 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     elif started := to_resume(args):
         base = started  # the options of the first start need not be given again
     elif args[0] == "my-images":
-        with naming("--data"):
-            found, base = look_at_pictures(args)
+        found, base = look_at_pictures(args)
     config, options = parse_options(args, base)
     if found is not None:
         say(f"{options.data_dir}: {chosen(found, config)}")

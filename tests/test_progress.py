@@ -28,7 +28,7 @@ def lines(clock, capsys, steps, seconds_each, quiet=False):
 
 def test_long_work_says_how_far_it_is(clock, capsys):
     told = lines(clock, capsys, steps=1000, seconds_each=0.5)
-    assert told[0] == "walking: 2%, about 8 min left"
+    assert told[0] == "walking: 2%, about 8 minutes left"
     assert [int(line.split(": ")[1].split("%")[0]) for line in told] == [2, 12, 22, 32, 42, 52, 63, 73, 83, 93]
     assert told[-1] == "walking: 93%, about 36 s left"
 
@@ -50,7 +50,7 @@ def test_shares_of_named_phases_are_told_too(clock, capsys):
                 display.share(title, share / 100)
                 clock.seconds += 4
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == "AIS: 3%, about 6 min left"
+    assert told[0] == "AIS: 3%, about 6 minutes left"
     titles = [line.split(":")[0] for line in told]
     assert titles == sorted(titles)
     assert 8 <= titles.count("AIS") == titles.count("RAISE") <= 10
@@ -67,7 +67,7 @@ def test_an_epochs_line_counts_as_one(clock, capsys):
                 display.epoch({"stage": "autoencoder", "epoch": step // 4, "step": step})
     told = capsys.readouterr().err.splitlines()
     assert sum("epoch" in line for line in told) == 10
-    assert [line for line in told if "%" in line] == ["stage 1, autoencoder: 5%, about 4 min left"]
+    assert [line for line in told if "%" in line] == ["stage 1, autoencoder: 5%, about 4 minutes left"]
 
 
 def test_scoring_and_inpainting_are_told(clock, capsys, tmp_path, monkeypatch):
