@@ -3,7 +3,8 @@
 A page's blocks run in order, in one namespace and an empty folder. ``python`` and ``sh`` blocks run; a plain block
 directly below one shows its output, and each of its lines has to come, but for the digits. What cannot run here has a
 comment above it, ``<!-- not run: why -->``, and only has to parse. Training is cut short: the recipe ``digits`` is
-trained in full once and copied wherever it is asked for, and any other run has two epochs of each stage.
+trained in full once and copied wherever it is asked for, and any other run has two epochs of each stage; torchrun's
+processes train as they are told. The folder has what a reader would have: PICTURES, and DIR with MNIST, of random bits.
 """
 
 import contextlib
@@ -19,12 +20,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from checks import seeded
+from PIL import Image
 
 import latentbits as lb
-from latentbits import cli, console, folders, train_cli
+from latentbits import cli, console, data, folders, train_cli
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -131,8 +134,43 @@ def run_block(block, page, names):
         exec(compile("\n" * (block.line - 1) + block.text, page, "exec"), names)
         return
     for words in commands(block):
-        assert words[0] == "latentbits", f"{page}:{block.line}: {words[0]} is not run; say why in a comment above"
-        assert cli.main(words[1:]) == 0, f"{page}:{block.line}: {shlex.join(words)}"
+        place = f"{page}:{block.line}: {shlex.join(words)}"
+        if words[0] == "latentbits":
+            assert cli.main(words[1:]) == 0, place
+        else:
+            assert words[0] in OTHERS, f"{place} is not run; say why in a comment above"
+            done = subprocess.run(OTHERS[words[0]](words), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{place}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+
+
+OTHERS = {
+    "torchrun": lambda words: [sys.executable, "-m", "torch.distributed.run", *words[1:]],
+    "eval": lambda words: ["bash", "-c", f'eval "{words[1]}"'],
+}
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+}
+
+
+def prepare(folder):
+    """Give a page's reader some pictures, and a folder for MNIST."""
+    (folder / "DIR").mkdir()
+    (folder / "PICTURES").mkdir()
+    for number, x in enumerate(lb.load_data("digits").test[:40]):
+        pixels = np.kron(x.view(8, 8).numpy() * np.uint8(255), np.ones((4, 4), np.uint8))
+        Image.fromarray(pixels).save(folder / "PICTURES" / f"{number}.png")
+
+
+def load_small(config, data_dir=None):
+    """The data that are asked for, but for MNIST a few hundred images of random bits."""
+    if getattr(config, "name", config) != "binarized-mnist":
+        return LOAD(config, data_dir)
+    x = np.random.default_rng(0).integers(0, 2, (400, 784), np.uint8)
+    return lb.make_splits("binarized-mnist", [x[:200], x[200:300], x[300:]], lb.Form(1, 28, 28, ink=True))
+
+
+LOAD = data.load
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +196,9 @@ def after(digits, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lb, "train", train_briefly)
             patch.setattr(train_cli, "train", train_briefly)
+            patch.setattr(data, "load", load_small)
             patch.chdir(folder)
+            prepare(folder)
             return run(ROOT / name, folder)
 
     return run_once
