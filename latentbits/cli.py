@@ -111,12 +111,16 @@ def evaluate_run(
             evaluation = evaluate(model, x[:images], split, counts, schedule, generator, display.share, unfinished)
         counted, seconds = (len(x[:images]), len(x)), time.monotonic() - started
         record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds)
-    if not is_first:
-        return
+    if is_first:
+        console.print(evaluation_table(evaluation))
+        say_and_keep(folder, record, out)
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def say_and_keep(folder: Run, record: dict[str, Any], out: Path | None) -> None:
+    """Write an evaluation's record, and say where."""
     before = (folder.path / "evaluation.json").is_file()
     keep_evaluation(folder, record, out)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    console.print(evaluation_table(evaluation))
     say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
     if before:
         say(f"the evaluation before it stays in {folder.path / 'evaluations.jsonl'}; page and model card show the last")

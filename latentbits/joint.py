@@ -5,7 +5,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Adamax
+from torch.optim import SGD, Adam, Adamax, Optimizer
 
 from . import distributed
 from .config import JointConfig
@@ -42,26 +42,33 @@ def stage_losses(
     )  # fmt: skip
 
 
+def optimizers(model: LatentModel, config: JointConfig) -> tuple[Optimizer, Optimizer]:
+    """Of the networks, which have rates of their own, and of the prior."""
+    make = Adam if config.optimizer == "adam" else Adamax
+    nets = [
+        group(model.encoder.parameters(), config.encoder_learning_rate),
+        group(model.decoder.parameters(), config.decoder_learning_rate),
+    ]
+    return make(nets), SGD([group(model.prior.parameters(), config.prior_learning_rate)])
+
+
+@torch.no_grad()
+def first_chains(model: LatentModel, x: Tensor, config: JointConfig, generator: torch.Generator) -> Chains:
+    """Persistent chains that begin where the posterior of the first data x (N, D) is."""
+    first = torch.arange(config.chains) % len(x)
+    z = model.posterior(x[distributed.share(first)].float()).sample(generator=generator)
+    return Chains.begin(model.prior, z, config.temperatures, generator)
+
+
 def train_joint(session: Session, model: LatentModel, config: JointConfig, stage: str = "joint") -> None:
     """Stage 3, or its warm start: encoder, decoder and prior together."""
     state, splits, prior = session.state, session.splits, model.prior
-    make = Adam if config.optimizer == "adam" else Adamax
     if isinstance(prior, RBM) and prior.base_bias is None:  # the average has to have what validation sets
         fit_prior_base(model, splits.train)
-    nets = make(
-        [
-            group(model.encoder.parameters(), config.encoder_learning_rate),
-            group(model.decoder.parameters(), config.decoder_learning_rate),
-        ]
-    )
-    sgd = SGD([group(prior.parameters(), config.prior_learning_rate)])
+    nets, sgd = optimizers(model, config)
     state.begin(stage, {"nets": nets, "prior": sgd}, config.average)
     if state.step == 0:
-        first = torch.arange(config.chains) % len(splits.train)
-        with torch.no_grad():
-            x = splits.train[distributed.share(first)].float()
-            z = model.posterior(x).sample(generator=state.generator)
-        state.chains = Chains.begin(prior, z, config.temperatures, state.generator)
+        state.chains = first_chains(model, splits.train, config, state.generator)
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
     products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
     given = session.parts.objective if config.objective == "given" else None
