@@ -1,9 +1,10 @@
-"""One change at a time: short trainings of `mnist-mlp` from the same weights, by validation and training images.
+"""One change at a time: short trainings of a recipe from the same weights, by validation and training images.
 
 ``python benchmarks/ablations.py --weights FILE --data-dir DIR [NAME …]`` trains every variation below, or those named,
 from the weights at stage 2's end of a run (those of stages 1 and 2 from random weights), two at once with one thread
-each, and adds a line for each to ``results/ablations.json``. Epochs are chosen so that all take about as long as the
-baseline of their stage; the time that each took stands in its line. What is there already is skipped.
+each, and adds a line for each to ``results/ablations.json``; ``--recipe mnist-resnet`` those of that recipe, to
+``results/ablations-mnist-resnet.json``. Epochs are chosen so that all take about as long as the baseline of their
+stage; the time that each took stands in its line. What is there already is skipped.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -27,8 +28,11 @@ console = Console(highlight=False)
 
 STAGE_3 = "--autoencoder.epochs 0 --rbm.cd-epochs 0 --rbm.pcd-epochs 0"
 STAGES_1_AND_2 = "--weights '' --joint.epochs 0 --rbm.cd-epochs 4 --rbm.pcd-epochs 4 --autoencoder.scales 1.0"
+RESNET_STAGES_1_AND_2 = (
+    "--weights '' --joint.epochs 0 --rbm.cd-epochs 2 --rbm.pcd-epochs 2 --autoencoder.epochs 5 --autoencoder.distort 0"
+)
 RELAXED = "--joint.objective relaxed --joint.samples 1 --joint.products float32 --joint.epochs 60"
-VARIATIONS = {
+MNIST_MLP = {
     "VIMCO, K = 50": "--joint.epochs 9",
     "VIMCO, K = 50, seed 1": "--joint.epochs 9 --seed 1",  # how much is chance
     "VIMCO, K = 10": "--joint.epochs 20 --joint.samples 10",
@@ -73,21 +77,54 @@ VARIATIONS = {
     "VIMCO from random weights": "--joint.epochs 9 --weights ''",
     "VIMCO from random weights, sleep 0.5": "--joint.epochs 9 --weights '' --joint.sleep 0.5 --joint.dreams 100",
 }
+MNIST_RESNET = {
+    "VIMCO, K = 10": "--joint.epochs 4 --joint.sleep 0",
+    "VIMCO, K = 10, sleep 0.5": "--joint.epochs 4",
+    "CRWS, K = 10": "--joint.epochs 4 --joint.sleep 0 --joint.objective crws",
+    "relaxed": "--joint.epochs 12 --joint.sleep 0 --joint.objective relaxed --joint.samples 1 --joint.first-samples 0",
+    "stages 1 and 2": RESNET_STAGES_1_AND_2,
+    "stages 1 and 2, batch normalization": f"{RESNET_STAGES_1_AND_2} --model.norm batch",
+    "stages 1 and 2, no normalization": f"{RESNET_STAGES_1_AND_2} --model.norm none",
+    "stages 1 and 2, float32": f"{RESNET_STAGES_1_AND_2} --model.precision float32",
+}
 
 
-def train_and_evaluate(name: str, weights: Path, data_dir: Path, runs: Path) -> dict[str, Any]:
-    """Train one variation and evaluate it on the first 2,000 validation and training images, with K = 500."""
+class Study(NamedTuple):
+    """The variations of a recipe.
+
+    Attributes:
+        variations: Options of each, by what it is called.
+        images: First images of each split that it is evaluated on.
+        samples: K.
+        out: Where the lines are kept, in ``results``.
+    """
+
+    variations: dict[str, str]
+    images: int
+    samples: int
+    out: str
+
+
+STUDIES = {
+    "mnist-mlp": Study(MNIST_MLP, 2000, 500, "ablations.json"),
+    "mnist-resnet": Study(MNIST_RESNET, 1000, 200, "ablations-mnist-resnet.json"),
+}
+
+
+def train_and_evaluate(recipe: str, name: str, weights: Path, data_dir: Path, runs: Path) -> dict[str, Any]:
+    """Train one variation and evaluate it on the first validation and training images."""
+    study = STUDIES[recipe]
     run = runs / name.replace(" ", "-").replace(",", "").replace("=", "")
-    options = shlex.split(VARIATIONS[name])
+    options = shlex.split(study.variations[name])
     if "--weights" not in options:
         options += ["--weights", str(weights)]
-    skipped = [] if STAGES_1_AND_2 in VARIATIONS[name] else shlex.split(STAGE_3)
+    skipped = [] if name.startswith("stages 1 and 2") else shlex.split(STAGE_3)
     resume = ["--resume"] if (run / "config.json").is_file() else [*skipped, *options]
     validation = [] if resume == ["--resume"] else ["--validation.every", "3"]
-    latentbits("train", "mnist-mlp", "--run", str(run), *resume, *validation, "--data-dir", str(data_dir))
+    latentbits("train", recipe, "--run", str(run), *resume, *validation, "--data-dir", str(data_dir))
     line: dict[str, Any] = {"options": options}
     for split in ("valid", "train"):
-        counts = "--images 2000 --samples 500 --temperatures 5000 --raise-images 0"
+        counts = f"--images {study.images} --samples {study.samples} --temperatures 5000 --raise-images 0"
         latentbits("evaluate", str(run), "--split", split, *shlex.split(counts), "--data-dir", str(data_dir))
         line[split] = json.loads((run / "evaluation.json").read_text())
         line[split].pop("config")
@@ -107,9 +144,10 @@ def latentbits(*words: str) -> None:
         raise RuntimeError(f"latentbits {shlex.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def show(results: dict[str, Any]) -> None:
+def show(results: dict[str, Any], study: Study) -> None:
     """Print the table, best first."""
-    table = Table("", "valid", "± MC", "train", "minutes", "epochs", title="NLL, first 2,000 images, K = 500, nats")
+    title = f"NLL, first {study.images:,} images, K = {study.samples}, nats"
+    table = Table("", "valid", "± MC", "train", "minutes", "epochs", title=title)
     for name, line in sorted(results.items(), key=lambda item: item[1]["valid"]["evaluation"]["likelihood"]["nll"]):
         valid, train = (line[split]["evaluation"]["likelihood"] for split in ("valid", "train"))
         error = f"{valid['standard_error_monte_carlo']:.3f}"
@@ -121,29 +159,31 @@ def show(results: dict[str, Any]) -> None:
 def main() -> None:
     """Train, evaluate, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(VARIATIONS)}; all if none")
+    parser.add_argument("names", nargs="*", help="of the recipe's variations; all if none")
+    parser.add_argument("--recipe", choices=STUDIES, default="mnist-mlp")
     parser.add_argument("--weights", type=Path, required=True, help="weights to begin with")
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--runs", type=Path, help="folder of the runs; runs/ablations-RECIPE if not given")
     parser.add_argument("--lanes", type=int, default=2, help="trainings at once")
-    parser.add_argument("--out", type=Path, default=Path("results/ablations.json"))
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.names if name not in VARIATIONS]
+    recipe, study = arguments.recipe, STUDIES[arguments.recipe]
+    runs, out = arguments.runs or Path("runs") / f"ablations-{recipe}", Path("results") / study.out
+    unknown = [name for name in arguments.names if name not in study.variations]
     if unknown:
-        parser.error(f"names: expected some of {', '.join(VARIATIONS)}, got {', '.join(unknown)}")
-    results: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+        parser.error(f"names: expected some of {', '.join(study.variations)}, got {', '.join(unknown)}")
+    results: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
     lock = Lock()
 
     def one(name: str) -> None:
-        line = train_and_evaluate(name, arguments.weights, arguments.data_dir, arguments.runs)
+        line = train_and_evaluate(recipe, name, arguments.weights, arguments.data_dir, runs)
         with lock:
             results[name] = line
-            write_json(arguments.out, results)
-            show(results)
+            write_json(out, results)
+            show(results, study)
 
     with ThreadPoolExecutor(arguments.lanes) as lanes:
-        list(lanes.map(one, [name for name in arguments.names or VARIATIONS if name not in results]))
-    show(results)
+        list(lanes.map(one, [name for name in arguments.names or study.variations if name not in results]))
+    show(results, study)
 
 
 if __name__ == "__main__":
