@@ -70,7 +70,7 @@ def joint_step(model: LatentModel, config: Config, x: torch.Tensor) -> Callable[
 
 def seconds_and_operations(model: LatentModel, loss: Callable[[], torch.Tensor], rounds: int) -> dict[str, float]:
     """Of a step: forward, backward and Adam; the median of some rounds after one."""
-    optimizer, seconds = Adam(model.parameters()), []
+    optimizer, seconds = Adam(model.parameters(), fused=True), []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what other threads do is not counted
     with FlopCounterMode(display=False) as counter:
@@ -122,7 +122,7 @@ def overfit(config: Config, data_dir: Path, steps: int) -> dict[str, Any]:
     few = splits._replace(train=splits.train[:64])
     model, x = new_state(config, few).model, few.train.float()
     assert isinstance(model, LatentModel)
-    optimizer, losses = Adam(model.parameters(), config.autoencoder.learning_rate), []
+    optimizer, losses = Adam(model.parameters(), config.autoencoder.learning_rate, fused=True), []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = config.autoencoder.learning_rate * min(1.0, 2 * (steps - step) / steps)

@@ -44,12 +44,12 @@ def stage_losses(
 
 def optimizers(model: LatentModel, config: JointConfig) -> tuple[Optimizer, Optimizer]:
     """Of the networks, which have rates of their own, and of the prior."""
-    make = Adam if config.optimizer == "adam" else Adamax
     nets = [
         group(model.encoder.parameters(), config.encoder_learning_rate),
         group(model.decoder.parameters(), config.decoder_learning_rate),
     ]
-    return make(nets), SGD([group(model.prior.parameters(), config.prior_learning_rate)])
+    prior = SGD([group(model.prior.parameters(), config.prior_learning_rate)])
+    return Adam(nets, fused=True) if config.optimizer == "adam" else Adamax(nets), prior
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ def soft_binarize(z: Tensor, u: Tensor, conversion: str) -> Tensor:
 def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderConfig) -> None:
     """Stage 1: maximise log p(x | B(E(x))), then convert the encoder to a posterior."""
     state, splits = session.state, session.splits
-    optimizer = Adam([group([*model.encoder.parameters(), *model.decoder.parameters()], config.learning_rate)])
+    nets = [*model.encoder.parameters(), *model.decoder.parameters()]
+    optimizer = Adam([group(nets, config.learning_rate)], fused=True)  # a third of the loop's time on a CPU
     state.begin("autoencoder", {"nets": optimizer})
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
 
