@@ -1,9 +1,9 @@
 """What a step of each residual recipe costs, and that its networks can learn 64 images by heart.
 
-``python benchmarks/networks.py --data-dir shared/data [RECIPE …]`` writes ``results/networks.json``: parameters,
+``python benchmarks/networks.py [RECIPE …]`` writes ``results/networks.json``: parameters,
 operations of a step of stages 1 and 3 (a multiplication and an addition are two), its measured time, and the hours that
-the recipe's epochs would take on this machine. With ``--overfit STEPS`` each recipe's networks are also trained on 64
-images of its data, as an autoencoder of soft bits, for so many steps; the loss before and after is written beside.
+the recipe's epochs would take on this machine. With ``--overfit STEPS`` each recipe's networks are instead trained on
+64 images of its data, as an autoencoder of soft bits, for so many steps; the loss along the way is written beside.
 """
 
 import argparse
@@ -146,26 +146,31 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.overfit and arguments.data_dir is None:
         parser.error("--overfit: needs --data-dir")
-    table = Table("recipe", "parameters", "stage", "batch", "GFLOP/step", "s/step", "GFLOP/s", "h/epoch", "h/recipe")
-    before = json.loads(arguments.out.read_text())["recipes"] if arguments.out.is_file() else {}
-    recipes: dict[str, Any] = {name: row for name, row in before.items() if name in NAMES}
+    recipes: dict[str, Any] = json.loads(arguments.out.read_text())["recipes"] if arguments.out.is_file() else {}
     for name in arguments.names or NAMES:
-        config = RECIPES[name].make()
-        recipes[name] = result = measure(config, arguments.rounds)
+        config, row = RECIPES[name].make(), recipes.setdefault(name, {})
+        if not arguments.overfit:
+            recipes[name] = measure(config, arguments.rounds) | {key: row[key] for key in row if key == "overfit"}
+        elif config.autoencoder.epochs:  # a continuous twin has the same networks
+            row["overfit"] = overfit(config, arguments.data_dir, arguments.overfit)
+            console.print(f"{name}, 64 images: {row['overfit']['nats']}")
+        write_json(arguments.out, {"recipes": recipes} | provenance())
+    console.print(costs_table(recipes))
+    console.print(f"written: {arguments.out}")
+
+
+def costs_table(recipes: dict[str, Any]) -> Table:
+    """What each recipe's steps cost."""
+    table = Table("recipe", "parameters", "stage", "batch", "GFLOP/step", "s/step", "GFLOP/s", "h/epoch", "h/recipe")
+    for name, result in recipes.items():
         for stage in ("autoencoder", "joint"):
-            if stage in result:
-                row = result[stage]
+            if row := result.get(stage):
                 table.add_row(
                     name, f"{result['parameters']:,}", stage, str(row["batch_size"]), f"{row['gigaoperations']:.0f}",
                     f"{row['seconds']:.3f}", f"{row['gigaoperations'] / row['seconds']:.0f}",
                     f"{row['hours_for_an_epoch']:.2f}", f"{row['hours_for_the_recipe']:.1f}",
                 )  # fmt: skip
-        if arguments.overfit and "autoencoder" in result:
-            result["overfit"] = overfit(config, arguments.data_dir, arguments.overfit)
-            console.print(f"{name}, 64 images: {result['overfit']['nats']}")
-    console.print(table)
-    write_json(arguments.out, {"recipes": recipes} | provenance())
-    console.print(f"written: {arguments.out}")
+    return table
 
 
 if __name__ == "__main__":
