@@ -1,13 +1,14 @@
 """What a step of each residual recipe costs, and that its networks can learn 64 images by heart.
 
-``python benchmarks/networks.py [RECIPE …]`` writes ``results/networks.json``: parameters,
-operations of a step of stages 1 and 3 (a multiplication and an addition are two), its measured time, and the hours that
+``python benchmarks/networks.py [RECIPE …]`` writes ``results/networks.json``: parameters, operations of a step of stage
+1, of the warm start and of stage 3 (a multiplication and an addition are two), its measured time, and the hours that
 the recipe's epochs would take on this machine. With ``--overfit STEPS`` each recipe's networks are instead trained on
 64 images of its data, as an autoencoder of soft bits, for so many steps; the loss along the way is written beside.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -21,11 +22,11 @@ from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentbits import data
-from latentbits.config import Config
+from latentbits.config import Config, JointConfig
 from latentbits.data import form_of
 from latentbits.files import write_json
 from latentbits.joint import stage_losses
-from latentbits.model import GaussianModel, LatentModel
+from latentbits.model import LatentModel
 from latentbits.pretrain import soft_binarize
 from latentbits.recipes import RECIPES
 from latentbits.records import provenance
@@ -34,6 +35,7 @@ from latentbits.splits import Form, Splits
 from latentbits.tempering import Chains
 from latentbits.train import new_state
 
+STAGES = ("autoencoder", "warm_start", "joint")
 NAMES = [name for name in RECIPES if "resnet" in name or "small" in name]
 TRAINING_IMAGES = {"binarized-mnist": 50_000, "cifar10": 45_000, "imagenet64": 1_271_167, "natural64": 8_955}
 FOLDERS = {"binarized-mnist": "binarized_mnist", "cifar10": "cifar10", "natural64": "natural64"}
@@ -55,10 +57,10 @@ def autoencoder_step(model: LatentModel, config: Config, x: torch.Tensor) -> tor
     return -model.likelihood(bits).log_prob(x).mean()
 
 
-def joint_step(model: LatentModel, config: Config, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """A function that advances the chains and gives stage 3's loss of a batch (B, D) at the last K."""
-    generator, joint = torch.Generator().manual_seed(1), config.joint
-    chains = Chains.begin(model.prior, torch.zeros(joint.chains, config.model.latent), joint.temperatures, generator)
+def joint_step(model: LatentModel, joint: JointConfig, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """A function that advances the chains and gives the loss of a batch (B, D) at the last K."""
+    generator, latents = torch.Generator().manual_seed(1), model.encoder(x[:1]).shape[-1]
+    chains = Chains.begin(model.prior, torch.zeros(joint.chains, latents), joint.temperatures, generator)
 
     def step() -> torch.Tensor:
         z_negative = chains.advance(model.prior, joint.gibbs_steps, generator)
@@ -98,12 +100,15 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
         "training_images": images,
         "threads": torch.get_num_threads(),
     }
-    stages: dict[str, Any] = {"joint": config.joint}
-    if not isinstance(model, GaussianModel):
-        stages["autoencoder"] = config.autoencoder
-    for stage, settings in stages.items():
+    for stage in STAGES:
+        settings = getattr(config, stage)
+        if not settings.epochs:
+            continue
         x = splits.train[: settings.batch_size].float()
-        loss = joint_step(model, config, x) if stage == "joint" else lambda x=x: autoencoder_step(model, config, x)
+        if isinstance(settings, JointConfig):
+            loss = joint_step(model, settings, x)
+        else:
+            loss = functools.partial(autoencoder_step, model, config, x)
         costs = seconds_and_operations(model, loss, rounds)
         epoch = costs["seconds"] * steps_per_epoch(images, settings.batch_size) / 3600
         result[stage] = costs | {
@@ -163,7 +168,7 @@ def costs_table(recipes: dict[str, Any]) -> Table:
     """What each recipe's steps cost."""
     table = Table("recipe", "parameters", "stage", "batch", "GFLOP/step", "s/step", "GFLOP/s", "h/epoch", "h/recipe")
     for name, result in recipes.items():
-        for stage in ("autoencoder", "joint"):
+        for stage in STAGES:
             if row := result.get(stage):
                 table.add_row(
                     name, f"{result['parameters']:,}", stage, str(row["batch_size"]), f"{row['gigaoperations']:.0f}",
