@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import functools
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,7 +153,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.overfit and arguments.data_dir is None:
         parser.error("--overfit: needs --data-dir")
-    recipes: dict[str, Any] = json.loads(arguments.out.read_text())["recipes"] if arguments.out.is_file() else {}
+    record: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"recipes": {}}
+    recipes = record["recipes"]
+    command = {"command": shlex.join(["python", "benchmarks/networks.py", *sys.argv[1:]])}
     for name in arguments.names or NAMES:
         config, row = RECIPES[name].make(), recipes.setdefault(name, {})
         if not arguments.overfit:
@@ -159,7 +163,8 @@ def main() -> None:
         elif config.autoencoder.epochs:  # a continuous twin has the same networks
             row["overfit"] = overfit(config, arguments.data_dir, arguments.overfit)
             console.print(f"{name}, 64 images: {row['overfit']['nats']}")
-        write_json(arguments.out, {"recipes": recipes} | provenance())
+        record["overfitting" if arguments.overfit else "costs"] = provenance() | command
+        write_json(arguments.out, record)
     console.print(costs_table(recipes))
     console.print(f"written: {arguments.out}")
 
