@@ -1,9 +1,10 @@
 """What a step of each residual recipe costs, and that its networks can learn 64 images by heart.
 
-``python benchmarks/networks.py [RECIPE …]`` writes ``results/networks.json``: parameters, operations of a step of stage
-1, of the warm start and of stage 3 (a multiplication and an addition are two), its measured time, and the hours that
-the recipe's epochs would take on this machine. With ``--overfit STEPS`` each recipe's networks are instead trained on
-64 images of its data, as an autoencoder of soft bits, for so many steps; the loss along the way is written beside.
+``python benchmarks/networks.py [RECIPE …]`` writes ``results/networks.json``: parameters, operations of a step of each
+stage (a multiplication and an addition are two), its measured time, and the hours that the recipe's epochs would take
+on this machine. A WGAN's step is the critic's five and the generator's one. With ``--overfit STEPS`` each recipe's
+networks are instead trained on 64 images of its data, as an autoencoder of soft bits, for so many steps; the loss along
+the way is written beside.
 """
 
 import argparse
@@ -24,11 +25,12 @@ from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentbits import data
-from latentbits.config import Config, JointConfig
+from latentbits.adversarial import critic_loss, generator_loss
+from latentbits.config import AdversarialConfig, Config, JointConfig
 from latentbits.data import form_of
 from latentbits.files import write_json
 from latentbits.joint import stage_losses
-from latentbits.model import LatentModel
+from latentbits.model import WGAN, LatentModel
 from latentbits.pretrain import soft_binarize
 from latentbits.recipes import RECIPES
 from latentbits.records import provenance
@@ -37,8 +39,8 @@ from latentbits.splits import Form, Splits
 from latentbits.tempering import Chains
 from latentbits.train import new_state
 
-STAGES = ("autoencoder", "warm_start", "joint")
-NAMES = [name for name in RECIPES if "resnet" in name or "small" in name]
+STAGES = ("autoencoder", "warm_start", "joint", "adversarial")
+NAMES = [name for name in RECIPES if "resnet" in name or "small" in name or "wgan" in name]
 TRAINING_IMAGES = {"binarized-mnist": 50_000, "cifar10": 45_000, "imagenet64": 1_271_167, "natural64": 8_955}
 FOLDERS = {"binarized-mnist": "binarized_mnist", "cifar10": "cifar10", "natural64": "natural64"}
 console = Console(highlight=False)
@@ -72,7 +74,18 @@ def joint_step(model: LatentModel, joint: JointConfig, x: torch.Tensor) -> Calla
     return step
 
 
-def seconds_and_operations(model: LatentModel, loss: Callable[[], torch.Tensor], rounds: int) -> dict[str, float]:
+def adversarial_round(model: WGAN, config: AdversarialConfig, x: torch.Tensor) -> torch.Tensor:
+    """The losses of the critic's steps on images (N, D), a batch each, and of the generator's one after them."""
+    generator, total = torch.Generator().manual_seed(1), torch.zeros(())
+    for real in x.split(config.batch_size):
+        z = model.prior.sample(len(real), generator)
+        with torch.no_grad():
+            fake = model.generator(z)
+        total = total + critic_loss(model, real / 127.5 - 1, fake)
+    return total + generator_loss(model, z)
+
+
+def seconds_and_operations(model: torch.nn.Module, loss: Callable[[], torch.Tensor], rounds: int) -> dict[str, float]:
     """Of a step: forward, backward and Adam; the median of some rounds after one."""
     optimizer, seconds = Adam(model.parameters(), fused=True), []
     threads = torch.get_num_threads()
@@ -92,10 +105,9 @@ def seconds_and_operations(model: LatentModel, loss: Callable[[], torch.Tensor],
 def measure(config: Config, rounds: int) -> dict[str, Any]:
     """Costs of a recipe."""
     form, images = form_of(config.data), TRAINING_IMAGES[config.data.name]
-    batch = max(config.autoencoder.batch_size, config.joint.batch_size)
-    splits = stand_in(form, 2 * batch)
+    splits = stand_in(form, 500)
     model = new_state(config, splits).model
-    assert isinstance(model, LatentModel)
+    assert isinstance(model, (LatentModel, WGAN))
     result: dict[str, Any] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "of_prior": sum(p.numel() for p in model.prior.parameters()),
@@ -106,15 +118,21 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
         settings = getattr(config, stage)
         if not settings.epochs:
             continue
-        x = splits.train[: settings.batch_size].float()
-        if isinstance(settings, JointConfig):
+        images_a_step = settings.batch_size
+        if isinstance(settings, AdversarialConfig):
+            images_a_step *= settings.critic_steps
+        x = splits.train[:images_a_step].float()
+        loss: Callable[[], torch.Tensor]
+        if isinstance(model, WGAN):
+            loss = functools.partial(adversarial_round, model, settings, x)
+        elif isinstance(settings, JointConfig):
             loss = joint_step(model, settings, x)
         else:
             loss = functools.partial(autoencoder_step, model, config, x)
         costs = seconds_and_operations(model, loss, rounds)
-        epoch = costs["seconds"] * steps_per_epoch(images, settings.batch_size) / 3600
+        epoch = costs["seconds"] * steps_per_epoch(images, images_a_step) / 3600
         result[stage] = costs | {
-            "batch_size": settings.batch_size,
+            "images": images_a_step,
             "hours_for_an_epoch": epoch,
             "hours_for_the_recipe": epoch * settings.epochs,
         }
@@ -171,12 +189,12 @@ def main() -> None:
 
 def costs_table(recipes: dict[str, Any]) -> Table:
     """What each recipe's steps cost."""
-    table = Table("recipe", "parameters", "stage", "batch", "GFLOP/step", "s/step", "GFLOP/s", "h/epoch", "h/recipe")
+    table = Table("recipe", "parameters", "stage", "images", "GFLOP/step", "s/step", "GFLOP/s", "h/epoch", "h/recipe")
     for name, result in recipes.items():
         for stage in STAGES:
             if row := result.get(stage):
                 table.add_row(
-                    name, f"{result['parameters']:,}", stage, str(row["batch_size"]), f"{row['gigaoperations']:.0f}",
+                    name, f"{result['parameters']:,}", stage, str(row["images"]), f"{row['gigaoperations']:.0f}",
                     f"{row['seconds']:.3f}", f"{row['gigaoperations'] / row['seconds']:.0f}",
                     f"{row['hours_for_an_epoch']:.2f}", f"{row['hours_for_the_recipe']:.1f}",
                 )  # fmt: skip

@@ -215,6 +215,41 @@ def ablations_markdown(of_stage_3: bool) -> str:
     return "\n".join(lines)
 
 
+STAGE_NAMES = {"autoencoder": "1", "warm_start": "3, warm start", "joint": "3", "adversarial": "WGAN"}
+
+
+def costs_markdown() -> str:
+    """What a step of each residual recipe costs, in Markdown."""
+    lines = [
+        "| recipe | parameters | stage | images | GFLOP | s | GFLOP/s | hours an epoch | hours in all |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, result in json.loads((RESULTS / "networks.json").read_text())["recipes"].items():
+        for stage, title in STAGE_NAMES.items():
+            if row := result.get(stage):
+                speed = row["gigaoperations"] / row["seconds"]
+                hours = f"{row['hours_for_an_epoch']:.2f} | {row['hours_for_the_recipe']:.1f}"
+                lines.append(
+                    f"| `{name}` | {result['parameters']:,} | {title} | {row['images']} | "
+                    f"{row['gigaoperations']:.0f} | {row['seconds']:.2f} | {speed:.0f} | {hours} |"
+                )
+    return "\n".join(lines)
+
+
+def overfitting_markdown() -> str:
+    """The loss of each residual recipe's networks while they learn 64 images by heart, in Markdown."""
+    lines = [
+        "| recipe | images of | nats before | halfway | at the end | steps |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, result in json.loads((RESULTS / "networks.json").read_text())["recipes"].items():
+        if row := result.get("overfit"):
+            marks = list(row["nats"].values())
+            figures = " | ".join(f"{nats:,.0f}" for nats in (marks[0], marks[len(marks) // 2], marks[-1]))
+            lines.append(f"| `{name}` | {row['data']} | {figures} | {row['steps']} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     for title in TABLES:
         write_json(RESULTS / f"{title}.json", table(title))
@@ -223,3 +258,4 @@ if __name__ == "__main__":
     print(f"hours\n\n{hours_markdown()}")
     for of_stage_3 in (True, False):
         print(f"\nablations of {'stage 3' if of_stage_3 else 'stages 1 and 2'}\n\n{ablations_markdown(of_stage_3)}")
+    print(f"\ncosts\n\n{costs_markdown()}\n\noverfitting\n\n{overfitting_markdown()}")
