@@ -267,6 +267,11 @@ def test_the_results_show_the_hours_and_the_ablations_that_the_files_make():
     assert json.loads((ROOT / "results/hours.json").read_text()) == tables.hours()
 
 
+def test_the_page_on_performance_shows_the_costs_that_the_file_has():
+    made = tables.costs_markdown()
+    assert made in (ROOT / "docs/performance.md").read_text(), f"paste it: python benchmarks/tables.py\n{made}"
+
+
 @pytest.fixture(scope="module")
 def quick_start(after):
     """The names that the README's blocks define."""
