@@ -28,8 +28,9 @@ console = Console(highlight=False)
 
 STAGE_3 = "--autoencoder.epochs 0 --rbm.cd-epochs 0 --rbm.pcd-epochs 0"
 STAGES_1_AND_2 = "--weights '' --joint.epochs 0 --rbm.cd-epochs 4 --rbm.pcd-epochs 4 --autoencoder.scales 1.0"
+RESNET_STAGE_3 = "--warm-start.epochs 0"
 RESNET_STAGES_1_AND_2 = (
-    "--weights '' --joint.epochs 0 --rbm.cd-epochs 2 --rbm.pcd-epochs 2 --autoencoder.epochs 5 --autoencoder.distort 0"
+    "--weights '' --warm-start.epochs 0 --joint.epochs 0 --autoencoder.epochs 5 --autoencoder.distort 0"
 )
 RELAXED = "--joint.objective relaxed --joint.samples 1 --joint.products float32 --joint.epochs 60"
 MNIST_MLP = {
@@ -78,14 +79,16 @@ MNIST_MLP = {
     "VIMCO from random weights, sleep 0.5": "--joint.epochs 9 --weights '' --joint.sleep 0.5 --joint.dreams 100",
 }
 MNIST_RESNET = {
-    "VIMCO, K = 10": "--joint.epochs 4 --joint.sleep 0",
-    "VIMCO, K = 10, sleep 0.5": "--joint.epochs 4",
-    "CRWS, K = 10": "--joint.epochs 4 --joint.sleep 0 --joint.objective crws",
-    "relaxed": "--joint.epochs 12 --joint.sleep 0 --joint.objective relaxed --joint.samples 1 --joint.first-samples 0",
+    "VIMCO, K = 10": f"{RESNET_STAGE_3} --joint.epochs 4 --joint.sleep 0",
+    "VIMCO, K = 10, sleep 0.5": f"{RESNET_STAGE_3} --joint.epochs 4",
+    "CRWS, K = 10": f"{RESNET_STAGE_3} --joint.epochs 4 --joint.sleep 0 --joint.objective crws",
+    "relaxed": f"{RESNET_STAGE_3} --joint.epochs 12 --joint.sleep 0 --joint.objective relaxed --joint.samples 1 "
+    "--joint.first-samples 0",
     "stages 1 and 2": RESNET_STAGES_1_AND_2,
     "stages 1 and 2, batch normalization": f"{RESNET_STAGES_1_AND_2} --model.norm batch",
     "stages 1 and 2, no normalization": f"{RESNET_STAGES_1_AND_2} --model.norm none",
     "stages 1 and 2, float32": f"{RESNET_STAGES_1_AND_2} --model.precision float32",
+    "stages 1 and 2, scale 1": f"{RESNET_STAGES_1_AND_2} --autoencoder.scales 1",
 }
 
 
