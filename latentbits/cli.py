@@ -295,7 +295,8 @@ def report_run(
         others: More run folders to compare it with.
         gibbs_steps: Length of the chains behind the samples.
         diagnostics_seconds: About what the diagnostics of the RBM may cost; 0 for none.
-        temperatures: Of parallel tempering, whose swaps the diagnostics count; as in training if not given, 1 for none.
+        temperatures: Of parallel tempering, which draws the samples and whose swaps the diagnostics count; as in
+            training if not given, 1 for none.
         data_dir: Folder with the data set's published files, or folder or archive of your own images.
     """
     from .facts import evaluated_on
@@ -311,9 +312,9 @@ def report_run(
     check_writable(folder.path, "run")
     records = [last_evaluation(each) for each in runs]
     splits = data_of(folder, data_dir)
+    asked = trained_temperatures(folder.config) if temperatures is None else temperatures
     with Display() as display:
-        shown = exhibits(folder, splits, gibbs_steps, display.share)
-        asked = trained_temperatures(folder.config) if temperatures is None else temperatures
+        shown = exhibits(folder, splits, gibbs_steps, asked, display.share)
         diagnosis = examine(shown.model, splits, diagnostics_seconds, asked, display.share)
     paths = write_pictures(folder, splits.form, shown, out)
     paths += write_comparison(runs, out)

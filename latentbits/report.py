@@ -332,20 +332,21 @@ class Exhibits(NamedTuple):
     outputs: dict[str, np.ndarray]
 
 
-def exhibits(run: Run, splits: Splits, gibbs_steps: int, report: Report) -> Exhibits:
+def exhibits(run: Run, splits: Splits, gibbs_steps: int, temperatures: int, report: Report) -> Exhibits:
     """Draw samples, find their nearest training images, reconstruct validation images, encode them.
 
     Arguments:
         run: The run folder.
         splits: The data.
         gibbs_steps: Length of the chains behind the samples.
+        temperatures: Of parallel tempering that draws them; 1 for plain chains.
         report: Told how far it has come.
     """
     if not (run.path / "model.safetensors").is_file():
         return Exhibits(None, {}, {})
     model, sheets, outputs = load(run.path), {}, {}
     report("samples", 0.0, "")
-    sheets["samples"] = draw(model, 100, gibbs_steps, torch.Generator().manual_seed(0))
+    sheets["samples"] = draw(model, 100, gibbs_steps, torch.Generator().manual_seed(0), temperatures)
     report("nearest training images", 0.0, "")
     sheets["samples-over-nearest-training-images"] = over(sheets["samples"], nearest(sheets["samples"], splits.train))
     report("reconstructions", 0.0, "")

@@ -70,8 +70,8 @@ def page_of(run):
     """The same page of one run without the command's pictures, which take most of its time."""
     folder = Run.open(run)
     splits = data.load(folder.config.data)
-    shown = exhibits(folder, splits, 5, lambda *told: None)
     temperatures = trained_temperatures(folder.config)
+    shown = exhibits(folder, splits, 5, temperatures, lambda *told: None)
     diagnosis = examine(shown.model, splits, 0.001, temperatures, lambda *told: None)
     html = page([folder], [last_evaluation(folder)], splits, shown, diagnosis)
     check_soundness(html)
@@ -400,9 +400,17 @@ def hostile_run(folder, like):
 def hostile_page(folder, runs):
     run = Run(hostile_run(folder, runs[0]))
     splits = data.load("digits")
-    shown = exhibits(run, splits, 1, lambda *told: None)
+    shown = exhibits(run, splits, 1, 1, lambda *told: None)
     records = [last_evaluation(run), None]
     return page([run, Run(runs[1])], records, splits, shown, None)
+
+
+def test_samples_are_tempered_where_that_is_asked_for(runs):
+    run, splits = Run(runs[0]), data.load("digits")
+    model = lb.load(runs[0])
+    plain, tempered = (exhibits(run, splits, 5, count, lambda *told: None).sheets["samples"] for count in (1, 4))
+    assert torch.equal(tempered, model.sample(100, 5, torch.Generator().manual_seed(0), temperatures=4))
+    assert not torch.equal(tempered, plain)
 
 
 def test_texts_from_files_stay_texts(runs, tmp_path):
@@ -616,14 +624,15 @@ def test_the_theme_follows_the_system_until_it_is_switched(opened):
 
     light = paper()
     opened.prefer(dark=True)
+    opened.until("document.querySelector('#theme').ariaPressed === 'true'")
     opened.settle()
     dark = paper()
     assert light != dark
-    assert opened.run("document.querySelector('#theme').ariaPressed") == "true"
     opened.point(*centre(opened, "#theme"), click=True)
     assert paper() == light
     opened.run("window.isOld = true; location.reload()")
     opened.until("!window.isOld && document.readyState === 'complete'")
+    opened.settle()
     assert paper() == light  # it remembers
     opened.run("document.querySelector('#theme').focus()")
     opened.press("Enter")
