@@ -245,8 +245,9 @@ def overfitting_markdown() -> str:
     for name, result in json.loads((RESULTS / "networks.json").read_text())["recipes"].items():
         if row := result.get("overfit"):
             marks = list(row["nats"].values())
-            figures = " | ".join(f"{nats:,.0f}" for nats in (marks[0], marks[len(marks) // 2], marks[-1]))
-            lines.append(f"| `{name}` | {row['data']} | {figures} | {row['steps']} |")
+            shown = (marks[0], marks[len(marks) // 2], marks[-1])
+            figures = " | ".join(f"{nats:,.0f}" if nats > 100 else f"{nats:.3f}" for nats in shown)
+            lines.append(f"| `{name}` | {row['data']} | {figures} | {row['steps']:,} |")
     return "\n".join(lines)
 
 
