@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from tables import costs_markdown, overfitting_markdown
 from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,6 +36,7 @@ from latentbits.recipes import RECIPES
 from latentbits.records import provenance
 from latentbits.session import steps_per_epoch
 from latentbits.splits import Form, Splits
+from latentbits.stages import group, rate_factor, set_rates
 from latentbits.tempering import Chains
 from latentbits.train import new_state
 
@@ -87,7 +88,7 @@ def adversarial_round(model: WGAN, config: AdversarialConfig, x: torch.Tensor) -
 
 
 def seconds_and_operations(model: torch.nn.Module, loss: Callable[[], torch.Tensor], rounds: int) -> dict[str, float]:
-    """Of a step: forward, backward and Adam; the median of some rounds after one."""
+    """Of a step: forward, backward and Adam; the median and the extremes of some rounds after one."""
     optimizer, seconds = Adam(model.parameters(), fused=True), []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what other threads do is not counted
@@ -100,7 +101,13 @@ def seconds_and_operations(model: torch.nn.Module, loss: Callable[[], torch.Tens
         loss().backward()
         optimizer.step()
         seconds.append(time.perf_counter() - started)
-    return {"seconds": sorted(seconds[1:])[rounds // 2], "gigaoperations": counter.get_total_flops() / 1e9}
+    fastest, median, slowest = min(seconds[1:]), sorted(seconds[1:])[rounds // 2], max(seconds[1:])
+    return {
+        "seconds": median,
+        "seconds_fastest": fastest,
+        "seconds_slowest": slowest,
+        "gigaoperations": counter.get_total_flops() / 1e9,
+    }
 
 
 def measure(config: Config, rounds: int) -> dict[str, Any]:
@@ -148,19 +155,18 @@ def overfit(config: Config, data_dir: Path, steps: int) -> dict[str, Any]:
     few = splits._replace(train=splits.train[:64])
     model, x = new_state(config, few).model, few.train.float()
     assert isinstance(model, LatentModel)
-    optimizer, generator = Adam(model.parameters(), config.autoencoder.learning_rate, fused=True), torch.Generator()
-    losses = {}
+    optimizer = Adam([group(model.parameters(), config.autoencoder.learning_rate)], fused=True)
+    generator, losses = torch.Generator().manual_seed(config.seed), {}
     for step in range(steps + 1):
         if step % (steps // 4) == 0:
             with torch.no_grad():
                 losses[str(step)] = float(autoencoder_step(model, config, x, generator))
-        for group in optimizer.param_groups:
-            group["lr"] = config.autoencoder.learning_rate * min(1.0, 2 * (steps - step) / steps)
+        set_rates(optimizer, rate_factor(step, steps, config.autoencoder.decay))
         loss = autoencoder_step(model, config, x[torch.randperm(64, generator=generator)[:16]], generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return {"data": splits.name, "steps": steps, "nats": losses}
+    return {"data": splits.name, "data_checksum": splits.checksum, "steps": steps, "nats": losses}
 
 
 def main() -> None:
@@ -181,27 +187,12 @@ def main() -> None:
         config, row = RECIPES[name].make(), recipes.setdefault(name, {})
         if not arguments.overfit:
             recipes[name] = measure(config, arguments.rounds) | {key: row[key] for key in row if key == "overfit"}
-        elif config.autoencoder.epochs:  # a continuous twin has the same networks
+        elif config.autoencoder.epochs:  # a continuous twin has the same networks, a GAN others
             row["overfit"] = overfit(config, arguments.data_dir, arguments.overfit)
             console.print(f"{name}, 64 images: {row['overfit']['nats']}")
         record["overfitting" if arguments.overfit else "costs"] = provenance() | command
         write_json(arguments.out, record)
-    console.print(costs_table(recipes))
-    console.print(f"written: {arguments.out}")
-
-
-def costs_table(recipes: dict[str, Any]) -> Table:
-    """What each recipe's steps cost."""
-    table = Table("recipe", "parameters", "stage", "images", "GFLOP/step", "s/step", "GFLOP/s", "h/epoch", "h/recipe")
-    for name, result in recipes.items():
-        for stage in STAGES:
-            if row := result.get(stage):
-                table.add_row(
-                    name, f"{result['parameters']:,}", stage, str(row["images"]), f"{row['gigaoperations']:.0f}",
-                    f"{row['seconds']:.3f}", f"{row['gigaoperations'] / row['seconds']:.0f}",
-                    f"{row['hours_for_an_epoch']:.2f}", f"{row['hours_for_the_recipe']:.1f}",
-                )  # fmt: skip
-    return table
+    print(f"{costs_markdown(recipes)}\n\n{overfitting_markdown(recipes)}\n\nwritten: {arguments.out}")
 
 
 if __name__ == "__main__":

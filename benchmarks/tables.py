@@ -218,13 +218,19 @@ def ablations_markdown(of_stage_3: bool) -> str:
 STAGE_NAMES = {"autoencoder": "1", "warm_start": "3, warm start", "joint": "3", "adversarial": "WGAN"}
 
 
-def costs_markdown() -> str:
+def network_costs() -> dict[str, Any]:
+    """What ``networks.py`` measured of each recipe."""
+    recipes: dict[str, Any] = json.loads((RESULTS / "networks.json").read_text())["recipes"]
+    return recipes
+
+
+def costs_markdown(recipes: dict[str, Any]) -> str:
     """What a step of each residual recipe costs, in Markdown."""
     lines = [
         "| recipe | parameters | stage | images | GFLOP | s | GFLOP/s | hours an epoch | hours in all |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, result in json.loads((RESULTS / "networks.json").read_text())["recipes"].items():
+    for name, result in recipes.items():
         for stage, title in STAGE_NAMES.items():
             if row := result.get(stage):
                 speed = row["gigaoperations"] / row["seconds"]
@@ -236,13 +242,13 @@ def costs_markdown() -> str:
     return "\n".join(lines)
 
 
-def overfitting_markdown() -> str:
+def overfitting_markdown(recipes: dict[str, Any]) -> str:
     """The loss of each residual recipe's networks while they learn 64 images by heart, in Markdown."""
     lines = [
         "| recipe | images of | nats before | halfway | at the end | steps |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, result in json.loads((RESULTS / "networks.json").read_text())["recipes"].items():
+    for name, result in recipes.items():
         if row := result.get("overfit"):
             marks = list(row["nats"].values())
             shown = (marks[0], marks[len(marks) // 2], marks[-1])
@@ -259,4 +265,4 @@ if __name__ == "__main__":
     print(f"hours\n\n{hours_markdown()}")
     for of_stage_3 in (True, False):
         print(f"\nablations of {'stage 3' if of_stage_3 else 'stages 1 and 2'}\n\n{ablations_markdown(of_stage_3)}")
-    print(f"\ncosts\n\n{costs_markdown()}\n\noverfitting\n\n{overfitting_markdown()}")
+    print(f"\ncosts\n\n{costs_markdown(network_costs())}\n\noverfitting\n\n{overfitting_markdown(network_costs())}")

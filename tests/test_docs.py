@@ -270,7 +270,8 @@ def test_the_results_show_the_hours_and_the_ablations_that_the_files_make():
 
 
 def test_the_page_on_performance_shows_the_costs_that_the_file_has():
-    for made in (tables.costs_markdown(), tables.overfitting_markdown()):
+    recipes = tables.network_costs()
+    for made in (tables.costs_markdown(recipes), tables.overfitting_markdown(recipes)):
         assert made in (ROOT / "docs/performance.md").read_text(), f"paste it: python benchmarks/tables.py\n{made}"
 
 
