@@ -41,9 +41,9 @@ TABLES = {
         Row("VIMCO, `mnist-mlp-best`", 83.69, PAPER, "mnist-mlp-best", 83.77),
         Row("VIMCO, half an hour, `mnist-mlp`", None, "", "mnist-mlp-30-minutes"),
         Row("contrastive RWS, `mnist-mlp-crws`", 84.33, PAPER, "mnist-mlp-crws"),
-        Row("VIMCO without pretraining", 121.65, PAPER, "mnist-mlp-no-pretrain"),
-        Row("factorized prior", None, "", "mnist-mlp-bernoulli-prior"),
-        Row("IWAE, one layer, same sizes", None, "", "mnist-mlp-iwae"),
+        Row("VIMCO from random weights, `mnist-mlp-no-pretrain`", 121.65, PAPER, "mnist-mlp-no-pretrain"),
+        Row("independent bits, `mnist-mlp-bernoulli-prior`", None, "", "mnist-mlp-bernoulli-prior"),
+        Row("IWAE, one layer, `mnist-mlp-iwae`", None, "", "mnist-mlp-iwae"),
         Row("RBM, 784x500, CD-25, `mnist-rbm`", 86.34, "Salakhutdinov & Murray 2008", "mnist-rbm"),
     ),
     "table2": (

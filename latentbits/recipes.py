@@ -424,8 +424,12 @@ RECIPES = {
     ),
     "mnist-mlp-crws": Recipe(mnist_mlp_crws, "paper, Table 1", "2 hours on 1 core: 83.29 nats, test"),
     "mnist-mlp-no-pretrain": Recipe(mnist_mlp_no_pretrain, "paper, Table 1", "2.6 hours on 1 core: 89.61 nats, valid"),
-    "mnist-mlp-bernoulli-prior": Recipe(mnist_mlp_bernoulli_prior, "an ablation", "not measured yet"),
-    "mnist-mlp-iwae": Recipe(mnist_mlp_iwae, "Burda et al. 2015; paper, Table 1", "not measured yet"),
+    "mnist-mlp-bernoulli-prior": Recipe(
+        mnist_mlp_bernoulli_prior, "an ablation", "1.2 hours on 1 core: 87.80 nats, valid"
+    ),
+    "mnist-mlp-iwae": Recipe(
+        mnist_mlp_iwae, "Burda et al. 2015; paper, Table 1", "1.1 hours on 1 core: 86.22 nats, valid"
+    ),
     "mnist-resnet": Recipe(mnist_resnet, "paper, Table 2", "not measured yet"),
     "mnist-resnet-iwae": Recipe(mnist_resnet_iwae, "its continuous twin", "not measured yet"),
     "cifar10-resnet": Recipe(cifar10_resnet, "paper, Table 3", "not measured yet"),
