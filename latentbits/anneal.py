@@ -28,7 +28,7 @@ from . import distributed
 from .files import Unfinished, fingerprint
 from .fused import bernoulli, default_generator
 from .gibbs import Block, Weights, blocks_of_chains, gibbs, run_blocks
-from .rbm import RBM
+from .rbm import RBM, check_bits
 
 _REPORT_EVERY = 200
 
@@ -268,12 +268,11 @@ def raise_log_prob(
         Log of the mean of the chains' estimates, float64, with shape (B,).
 
     Raises:
-        ValueError: If there are fewer than one chain or temperature, or the shapes do not fit.
+        ValueError: If there are fewer than one chain or temperature, shapes do not fit, or z is not bits.
     """
     if chains < 1:
         raise ValueError(f"raise_log_prob: chains must be at least 1, got {chains}")
-    if z.dim() != 2 or z.shape[1] != rbm.visible:
-        raise ValueError(f"raise_log_prob: expected z of shape (B, {rbm.visible}), got {tuple(z.shape)}")
+    check_bits("raise_log_prob: z", z, rbm.visible)
     betas = _betas(temperatures, schedule)
     base_bias = _base(rbm, base_bias)
     z = z.to(rbm.weight)

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -143,6 +143,12 @@ def check_options(counts: Counts, images: int | None) -> None:
         raise UsageError("\n".join(f"--{line.replace('_', '-')}" for line in str(error).splitlines())) from error
 
 
+def describe_settings(settings: Mapping[str, int]) -> str:
+    """The settings of a curve as options."""
+    names = ("images", "samples", "chains", "temperatures", "seed")
+    return " ".join(f"--{name} {settings[name]}" for name in names if name in settings)
+
+
 def curve_run(
     run: RunFolder,
     split: Literal["test", "valid", "train"] = "valid",
@@ -153,11 +159,12 @@ def curve_run(
     seed: int = 0,
     device: Device = "cpu",
     data_dir: DataPlace = None,
+    overwrite: bool = False,
 ) -> None:
     """Evaluate the weights that a run kept along the way: the likelihood against epochs and time.
 
     Writes RUN/curve-SPLIT.jsonl with a line for each of the weights that --validation.keep left; `latentbits report`
-    draws them. Weights that have a line with the same settings are not evaluated again, those with others are.
+    draws them. Weights that have a line with the same settings are not evaluated again.
 
     Args:
         run: The run folder.
@@ -169,6 +176,7 @@ def curve_run(
         seed: Seed of each evaluation, so that they share their random numbers.
         device: Where to evaluate, such as cpu or cuda.
         data_dir: Folder with the data set's published files, or folder or archive of your own images.
+        overwrite: Replace evaluations that were made with other settings.
     """
     counts = Counts(samples, chains, temperatures, raise_images=0)
     check_options(counts, images)
@@ -184,7 +192,13 @@ def curve_run(
         splits = data_of(folder, data_dir)
         x = getattr(splits, split)
         settings = {"images": len(x[:images]), **counts._asdict(), "seed": seed}
-        done = {row["weights"]["file"]: row for row in folder.curve(split) if row["settings"] == settings}
+        before = folder.curve(split)
+        done = {row["weights"]["file"]: row for row in before if row["settings"] == settings}
+        if len(done) < len(before) and not overwrite:
+            raise UsageError(
+                f"{folder.curve_path(split)}: has evaluations with other settings "
+                f"({describe_settings(before[0]['settings'])}); give the same, or --overwrite to replace them"
+            )
         for name in folder.kept():
             if name in done:
                 continue

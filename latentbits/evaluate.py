@@ -22,8 +22,8 @@ from .anneal import AISEstimate, Progress, adaptive_schedule, ais, raise_log_pro
 from .config import MOST, ValidationConfig
 from .files import Unfinished, fingerprint
 from .fused import draw_key, fork
-from .model import ImportanceSums, LatentModel
-from .rbm import RBM, Prior
+from .model import ImportanceSums, LatentModel, check_shape
+from .rbm import RBM, Prior, check_bits
 
 LARGEST_EXACT_LAYER = 20
 """Up to this many units in the smaller layer log Z is summed exactly without being asked."""
@@ -287,8 +287,9 @@ def evaluate(
     """Evaluate a model from both sides.
 
     Arguments:
-        model: A latent-variable model, or an RBM over the data.
-        x: Data, with shape (N, D).
+        model: A latent-variable model, or an RBM over the data. If its RBM has no base, which training gives it,
+            one is fitted to these data.
+        x: Data, with shape (N, D); bits for an RBM.
         split: Name of the data, for the record.
         counts: How much to spend.
         schedule: Temperatures placed by an independent pilot run, or equally spaced.
@@ -298,11 +299,17 @@ def evaluate(
             phase; the same call, interrupted, goes on from it. Delete it when you have the result.
 
     Raises:
-        ValueError: If a count is out of range, or log Z can be had in no way.
+        ValueError: If a count is out of range, the data do not fit the model, or log Z can be had in no way.
     """
     check_counts(counts, len(x))
     prior = model if isinstance(model, RBM) else model.prior
+    if isinstance(model, RBM):
+        check_bits("x", x, model.visible)
+    else:
+        check_shape("x", x, "B", model.inputs)
     x = x.to(prior.visible_bias.device)
+    if isinstance(prior, RBM) and prior.base_bias is None:
+        fit_prior_base(model, x)
     annealing = _Annealing(schedule, generator, report, checkpoints)
     annealed = annealing.log_partition(prior, counts) if isinstance(prior, RBM) and counts.chains else None
     log_z = exact_log_partition(prior) or annealed

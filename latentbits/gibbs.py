@@ -152,7 +152,7 @@ class FusedBlock:
         self._b, self._c, self._base = w.b.numpy(), w.c.numpy(), w.base_bias.numpy()
         self._a, self._d, self._z, self._h = (t.numpy() for t in (self.a, self.d, self.z_wide, self.h_wide))
         slope = w.b - w.base_bias
-        self._score = (self.z @ slope).numpy()  # kept up to date by draw_visible
+        self._score = (self.z * slope).sum(1).numpy()  # as a product it could be bfloat16's; draw_visible goes on
         self._slope = slope.numpy() if slope.any() else _EMPTY  # equal biases leave nothing to add up
 
     @property

@@ -15,7 +15,7 @@ from .model import GaussianModel, LatentModel, Products
 from .objectives import Losses, SignalFunction, iwae_losses, joint_losses, relaxed_losses
 from .rbm import RBM
 from .session import Session, steps_per_epoch
-from .stages import augment, group, rate_factor, set_rates, shrink, validate_nll
+from .stages import augment, evaluating, group, rate_factor, set_rates, shrink, validate_nll
 from .tempering import Chains
 
 
@@ -56,7 +56,8 @@ def optimizers(model: LatentModel, config: JointConfig) -> tuple[Optimizer, Opti
 def first_chains(model: LatentModel, x: Tensor, config: JointConfig, generator: torch.Generator) -> Chains:
     """Persistent chains that begin where the posterior of the first data x (N, D) is."""
     first = torch.arange(config.chains) % len(x)
-    z = model.posterior(x[distributed.share(first)].float()).sample(generator=generator)
+    with evaluating(model):
+        z = model.posterior(x[distributed.share(first)].float()).sample(generator=generator)
     return Chains.begin(model.prior, z, config.temperatures, generator)
 
 
@@ -64,7 +65,8 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
     """Stage 3, or its warm start: encoder, decoder and prior together."""
     state, splits, prior = session.state, session.splits, model.prior
     if isinstance(prior, RBM) and prior.base_bias is None:  # the average has to have what validation sets
-        fit_prior_base(model, splits.train)
+        with evaluating(model):
+            fit_prior_base(model, splits.train)
     nets, sgd = optimizers(model, config)
     state.begin(stage, {"nets": nets, "prior": sgd}, config.average)
     if state.step == 0:
@@ -104,14 +106,11 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
         shrink(model, config.weight_decay * factor)
         if state.average is not None:
             state.average.update_parameters(model)
-        # the relaxed objective has the data's free energy, less their entropy, in the encoder's loss
-        session.watch_gap(
-            prior, losses.prior.detach() + (losses.encoder.detach() if config.objective == "relaxed" else 0)
-        )
+        session.watch_gap(prior, losses.gap)
         session.record(
             bound=losses.bound,
             decoder_loss=losses.decoder.detach(),
-            free_energy_gap=losses.prior.detach(),
+            free_energy_gap=losses.gap,
             effective_sample_size=losses.effective_sample_size,
         )
 

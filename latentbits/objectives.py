@@ -29,6 +29,8 @@ from .distributions import Bits
 from .fused import bernoulli, generator_device, standard_normal, uniform
 from .model import GaussianModel, LatentModel, Products
 
+LARGEST_WEIGHT_ERROR = 1e-4
+
 
 class Signal(NamedTuple):
     """What K log-weights say. A function of one's own from log_w (K, B) to this is an objective too.
@@ -123,6 +125,21 @@ def choose(weights: Tensor, samples: Tensor, count: int, generator: torch.Genera
     return kept, torch.full_like(index, 1, dtype=weights.dtype) / count
 
 
+def check_weights(weights: Tensor, log_w: Tensor) -> None:
+    """Refuse weights of log-weights log_w (K, B) that samples cannot be drawn with.
+
+    Raises:
+        ValueError: If they do not have its shape, or are negative, or do not have the sum 1 for each datum.
+    """
+    if weights.shape != log_w.shape:
+        raise ValueError(f"objective: expected weights of shape {tuple(log_w.shape)}, got {tuple(weights.shape)}")
+    if not ((weights >= 0).all() and ((weights.sum(0) - 1).abs() < LARGEST_WEIGHT_ERROR).all()):
+        raise ValueError(
+            "objective: expected weights of 0 or more with the sum 1 for each datum, by which samples are drawn to go "
+            "backward; with joint.backward_samples=0 all go, and weights may be anything"
+        )
+
+
 class Losses(NamedTuple):
     """Scalars whose gradients are the updates, and what to watch.
 
@@ -130,6 +147,7 @@ class Losses(NamedTuple):
         decoder: Gradient reaches the decoder only, and where samples carry it the encoder.
         encoder: Gradient reaches the encoder only, and in the relaxed ELBO the prior, whose positive phase it is.
         prior: Gradient reaches the prior only.
+        gap: Mean free energy of the data's latents minus that of the chains, in nats, without gradient.
         bound: Mean over the batch of L_K + log Z, in nats.
         effective_sample_size: Mean over the batch.
     """
@@ -137,6 +155,7 @@ class Losses(NamedTuple):
     decoder: Tensor
     encoder: Tensor
     prior: Tensor
+    gap: Tensor
     bound: Tensor
     effective_sample_size: Tensor
 
@@ -202,6 +221,8 @@ def losses_of_samples(
     with torch.no_grad():
         log_w = model.log_joint(x, z, products) - Bits(a.detach()).log_prob(z)
         signal = signal_of(log_w)
+        if backward_samples and not isinstance(objective, str):
+            check_weights(signal.weights, log_w)
         z_kept, weights = choose(signal.weights, z, backward_samples, generator)
 
     s = signal.encoder_signal
@@ -216,7 +237,8 @@ def losses_of_samples(
     decoder = -(weights * p_x.log_prob(x)).sum(0).mean()
     prior = (weights * model.prior.free_energy(z_kept)).sum(0).mean()
     prior = prior + model.prior.log_partition_surrogate(z_negative)
-    return Losses(decoder, encoder, prior, signal.bound.mean(), effective_sample_size(signal.weights).mean())
+    size = effective_sample_size(signal.weights).mean()
+    return Losses(decoder, encoder, prior, prior.detach(), signal.bound.mean(), size)
 
 
 def relaxed_losses(
@@ -252,10 +274,12 @@ def relaxed_losses(
         p_x = model.likelihood(zeta)
     log_p, free_energy = p_x.log_prob(x), model.prior.free_energy(zeta)
     entropy = (F.softplus(a) - a * torch.sigmoid(a)).sum(-1)
+    log_partition = model.prior.log_partition_surrogate(z_negative)
     return Losses(
         decoder=-log_p.mean(),
         encoder=(free_energy - entropy).mean(),
-        prior=model.prior.log_partition_surrogate(z_negative),
+        prior=log_partition,
+        gap=(free_energy.mean() + log_partition).detach(),
         bound=(log_p - free_energy + entropy).detach().mean(),
         effective_sample_size=torch.ones((), device=a.device),
     )
@@ -297,6 +321,7 @@ def iwae_losses(
         decoder=-(kept * log_w_kept).sum(0).mean(),
         encoder=log_w.new_zeros(()),
         prior=log_w.new_zeros(()),
+        gap=log_w.new_zeros(()),
         bound=(log_w.logsumexp(0) - math.log(samples)).mean(),
         effective_sample_size=effective_sample_size(weights).mean(),
     )

@@ -166,9 +166,10 @@ def contrastive_step(prior: Prior, optimizer: Optimizer, z: Tensor, z_negative: 
     """One ascent step on log p(z) (B, M) with model samples (N, M); returns the free-energy gap, a scalar."""
     loss = prior.free_energy(z).mean() + prior.log_partition_surrogate(z_negative)
     optimizer.zero_grad()
-    loss.backward()
-    distributed.average_gradients(prior.parameters())
-    optimizer.step()
+    if loss.requires_grad:  # a prior of one's own may have nothing to learn
+        loss.backward()
+        distributed.average_gradients(prior.parameters())
+        optimizer.step()
     return loss.detach()
 
 
@@ -202,7 +203,8 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
             if isinstance(model, RBM):
                 means = splits.train.mean(0, dtype=torch.float32)
             else:
-                means = mean_latents(model, splits.train).float()
+                with evaluating(model):
+                    means = mean_latents(model, splits.train).float()
         start_biases(prior, means, len(splits.train))
 
     for batch in session.batches(

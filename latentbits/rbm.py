@@ -69,6 +69,21 @@ class Ising(NamedTuple):
     offset: Tensor
 
 
+def check_bits(argument: str, given: Tensor, width: int) -> None:
+    """Refuse a tensor that is not bits of shape (B, width).
+
+    Raises:
+        ValueError: If the shape is another, or a value is neither 0 nor 1.
+    """
+    if given.dim() != 2 or given.shape[1] != width:
+        raise ValueError(f"{argument}: expected shape (B, {width}), got {tuple(given.shape)}")
+    if not ((given == 0) | (given == 1)).all():
+        raise ValueError(
+            f"{argument}: expected 0s and 1s, got other values; spins s in -1 and 1 are bits (s + 1) / 2, and grey "
+            "levels become bits at a threshold"
+        )
+
+
 class RBM(Energy):
     r"""A restricted Boltzmann machine.
 

@@ -69,7 +69,7 @@ def mnist_mlp() -> Config:
             samples=50,  # the paper's K
             batch_size=100,  # 5,000 rows for the decoder, which fill the matrix units
             backward_samples=4,  # about twice the effective sample size, which is 2 to 3
-            chains=1000,  # four times the decoder's rows that reach the RBM; two blocks
+            chains=1000,  # 2.5 times the samples that reach the RBM; two blocks
             gibbs_steps=5,  # at this rate the RBM moves little between updates
             average=0.999,  # two epochs; evaluates as if the rates had fallen already
             # as many as half an hour on 2 cores allows after the other stages; the rates fall over the second half

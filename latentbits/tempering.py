@@ -24,7 +24,7 @@ from torch import Tensor
 from . import distributed
 from .fused import bernoulli
 from .gibbs import Block, Weights, gibbs, random_bits, run_blocks
-from .rbm import RBM, Prior
+from .rbm import RBM, Prior, check_bits
 
 Sampler = Callable[[RBM, Tensor, int, torch.Generator | None], Tensor]
 """Source of the negatives, called as :func:`latentbits.gibbs` is: with the prior, the last negatives (N, M) of this
@@ -254,8 +254,7 @@ def checked_bits(z: Tensor, last: Tensor) -> Tensor:
     z = torch.as_tensor(z).to(last)
     if z.shape != last.shape:
         raise ValueError(f"sampler: expected bits of shape {tuple(last.shape)}, got {tuple(z.shape)}")
-    if not ((z == 0) | (z == 1)).all():
-        raise ValueError("sampler: expected 0s and 1s, got other values; spins s in -1 and 1 are bits (s + 1) / 2")
+    check_bits("sampler", z, last.shape[1])
     return z
 
 

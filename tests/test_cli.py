@@ -300,7 +300,10 @@ def test_a_curve_of_kept_weights_is_evaluated_once_and_drawn(tmp_path, capsys):
         assert name in printed
     assert not (runs[0] / "report" / "valid-nll-against-epochs.png").exists()
     counts[counts.index("--images") + 1] = "30"
-    assert main(["curve", str(runs[0]), "--split", "test", *counts]) == 0  # other settings: evaluated anew
+    assert main(["curve", str(runs[0]), "--split", "test", *counts]) == 2  # other settings
+    assert "--images 40 --samples 20 --chains 50 --temperatures 50 --seed 0" in capsys.readouterr().err
+    assert Run(runs[0]).curve_path("test").read_bytes() == before
+    assert main(["curve", str(runs[0]), "--split", "test", *counts, "--overwrite"]) == 0
     assert [row["settings"]["images"] for row in Run(runs[0]).curve("test")] == [30, 30]
 
 

@@ -1,6 +1,7 @@
 """Parts of one's own in training, and the examples of them."""
 
 import copy
+import math
 import sys
 from itertools import product
 from pathlib import Path
@@ -104,6 +105,47 @@ def test_an_encoder_that_cannot_be_scaled_is_refused_before_training(tmp_path):
 def test_negatives_that_are_no_bits_are_refused(tmp_path, wrong, expected):
     with pytest.raises(ValueError, match=expected):
         lb.train(tiny(), tmp_path / "run", quiet=True, sampler=lambda rbm, z, steps, generator: wrong(z))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda w: 0.01 * w, lambda w: w - 1 / len(w), lambda w: w[:1], lambda w: w * torch.nan],
+    ids=["scaled", "negative", "of another shape", "not finite"],
+)
+def test_weights_that_samples_cannot_be_drawn_with_are_refused(tmp_path, wrong):
+    def spoiled(log_w):
+        signal = lb.vimco(log_w)
+        return signal._replace(weights=wrong(signal.weights))
+
+    with pytest.raises(ValueError, match="objective: expected weights of"):
+        lb.train(tiny(), tmp_path / "run", quiet=True, objective=spoiled)
+
+
+def test_any_weights_may_go_where_all_samples_go_backward(tmp_path):
+    def scaled(log_w):
+        signal = lb.vimco(log_w)
+        return signal._replace(weights=0.01 * signal.weights)
+
+    config = tiny(joint={"backward_samples": 0})
+    assert lb.train(config, tmp_path / "run", quiet=True, objective=scaled).finished
+
+
+class Coins(lb.TractablePrior):
+    """Fair coins: nothing to learn."""
+
+    def free_energy(self, z):
+        return torch.full(z.shape[:-1], self.visible * math.log(2))
+
+    def sample(self, n, generator=None):
+        return torch.randint(2, (n, self.visible), generator=generator).float()
+
+
+def test_a_prior_with_nothing_to_learn_goes_through_all_stages(tmp_path):
+    config, splits = tiny(), lb.load_data("digits")
+    given = same_model(config, splits)
+    run = lb.train(config, tmp_path / "run", quiet=True, model=lb.LatentModel(given.encoder, given.decoder, Coins(8)))
+    assert run.finished
+    assert {row["stage"] for row in run.metrics()} >= {"autoencoder", "rbm", "joint"}
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,22 @@ def test_two_term_logits_stay_within_the_bound(set_bfloat16_units, shape):
     assert two_terms(rbm.weight.detach()).error <= 1e-4
 
 
+def test_annealing_begins_with_scores_in_float32(set_bfloat16_units):
+    """z (b - b_A) of the first states is a product of its own, and none of the two-term ones."""
+    set_bfloat16_units(True)
+    rbm = random_rbm(200, 400, scale=0.1)
+    base = 3 * torch.randn(200, generator=seeded(21))
+    weights, z, scores = Weights(rbm, 1000, base), random_bits(1000, rbm, seeded(22)), torch.empty(1000).double()
+    assert weights.two_terms
+
+    def advance(block, rows):
+        scores[rows] = block.position[1:]
+
+    run_blocks(weights, z, seeded(23), advance)
+    expected = z.double() @ (rbm.visible_bias.detach() - base).double()
+    assert (scores - expected).abs().max() < 1e-4  # bfloat16 would be off by 0.1
+
+
 @pytest.mark.parametrize(("scale", "side"), [(1e-4, "either"), (1.0, "either"), (1.0, "hidden")])
 def test_the_bound_decides_between_products(set_bfloat16_units, scale, side):
     """A bound above 1e-4 in either layer's logits rules two terms out; so does a CPU without the units."""

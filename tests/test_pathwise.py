@@ -99,6 +99,19 @@ def test_the_relaxed_elbo_tends_to_that_of_the_bits(model):
     assert gaps[1] < 0.3 * gaps[0]
 
 
+def test_the_gap_is_zero_for_chains_that_are_where_the_data_are(model):
+    """Near temperature 0 samples are bits of the posterior; chains of the same distribution are as likely."""
+    x = X.repeat(20_000, 1)
+    z = model.posterior(x).sample(generator=seeded(3)).detach()
+    losses = relaxed_losses(model, x, z, 0.01, generator=seeded(4))
+    spread = model.prior.free_energy(z).detach().std() * math.sqrt(2 / len(x))
+    assert abs(losses.gap) < LIMIT * spread
+    elsewhere = relaxed_losses(model, x, 1 - z, 0.01, generator=seeded(4))
+    expected = (model.prior.free_energy(z) - model.prior.free_energy(1 - z)).mean()
+    assert abs(elsewhere.gap - expected) < LIMIT * spread
+    assert abs(expected) > 3 * LIMIT * spread
+
+
 def iwae_bound(model, K, points=400):
     """Mean over X of L_K by the trapezoid rule over the K samples' noise (one latent)."""
     node = torch.linspace(-7, 7, points, dtype=torch.float64)

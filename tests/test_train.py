@@ -1,5 +1,6 @@
 """Training: schedules, the conversion, and that a run is a function of its configuration."""
 
+import copy
 import hashlib
 import json
 import math
@@ -25,7 +26,7 @@ from latentbits.config import (
     ValidationConfig,
 )
 from latentbits.files import load_state, save_state
-from latentbits.joint import samples_at
+from latentbits.joint import first_chains, samples_at
 from latentbits.pretrain import cd_steps, soft_binarize
 from latentbits.session import Session, State, TrainingError, epoch_order
 from latentbits.splits import Form, Splits
@@ -615,6 +616,25 @@ def test_validation_uses_batch_normalizations_own_statistics(tmp_path):
     one, other = (load_file(run.path / "joint.safetensors") for run in runs)
     assert any("running_mean" in name for name in one)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_stage_2_leaves_batch_normalizations_statistics(tmp_path):
+    """It trains no network: not even where its biases and chains come from."""
+    config, splits = tiny(model=RESNET | {"norm": "batch"}, autoencoder={"epochs": 0}), data.load("digits")
+    before = {key: tensor.clone() for key, tensor in new_state(config, splits).model.encoder.state_dict().items()}
+    run = lb.train(config, tmp_path / "run", quiet=True)
+    after = load_file(run.path / "rbm.safetensors")
+    assert any("running_mean" in name for name in before)
+    assert all(torch.equal(tensor, after[f"encoder.{name}"]) for name, tensor in before.items())
+
+
+def test_the_first_chains_leave_batch_normalizations_statistics():
+    config, splits = tiny(model=RESNET | {"norm": "batch"}), data.load("digits")
+    model = new_state(config, splits).model.train()
+    before = copy.deepcopy(model.state_dict())
+    first_chains(model, splits.train, config.joint, seeded(0))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training
 
 
 def test_images_are_moved_and_bent_less_and_less(tmp_path, monkeypatch):
