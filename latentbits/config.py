@@ -199,7 +199,8 @@ class JointConfig(Augmentation):
     sleep: float = Field(
         0.0,
         ge=0,
-        description="weight of a sleep phase in vimco's encoder loss; crws has one of weight 1, whatever this is",
+        description="weight of a sleep phase in the encoder's loss of vimco or a given objective; crws has one of "
+        "weight 1, whatever this is",
     )
     dreams: int = Field(
         0, ge=0, description="of the chains, drawn at random for each step, that dream in a sleep phase; 0 for all"

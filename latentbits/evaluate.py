@@ -128,6 +128,34 @@ class Evaluation(Frozen):
     likelihood_raise: RaiseLikelihood | None = None
 
 
+def doubts(evaluation: Evaluation) -> list[str]:
+    """What speaks against an evaluation's figures, a sentence each; the rules of thumb of docs/likelihoods.md.
+
+    Few of the AIS chains or of the posterior samples carry the weight, or the two sides of log Z are apart.
+    """
+    found = []
+    for log_z in (evaluation.log_partition, evaluation.log_partition_ais):
+        if log_z and log_z.method == "ais" and log_z.effective_sample_size < max(10, log_z.chains / 100):
+            found.append(
+                f"Of {log_z.chains:,} AIS chains {log_z.effective_sample_size:.1f} count (ESS): neither log Z nor its "
+                "error can be trusted. Take more temperatures."
+            )
+    bound = evaluation.likelihood
+    if bound.samples and bound.effective_sample_size < 2:
+        found.append(
+            f"Of K = {bound.samples:,} posterior samples {bound.effective_sample_size:.1f} count (ESS): the bound is "
+            "loose. Take a larger K."
+        )
+    if raised := evaluation.likelihood_raise:
+        error = raised.difference_standard_error
+        if abs(raised.difference) > 0.1 and (error is None or abs(raised.difference) > 3 * error):
+            found.append(
+                f"RAISE is {raised.difference:+.2f} nats from the first row: one of the two has not arrived, or both. "
+                "Take more temperatures for both."
+            )
+    return found
+
+
 class Counts(NamedTuple):
     """How much to spend on an evaluation.
 

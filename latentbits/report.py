@@ -19,7 +19,7 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from .evaluate import IMAGES_AT_ONCE, Evaluation, Likelihood, Report
+from .evaluate import IMAGES_AT_ONCE, Evaluation, Likelihood, Report, doubts
 from .files import write_atomically
 from .gibbs import gibbs, random_bits
 from .model import WGAN, GaussianModel, LatentModel, Model
@@ -120,7 +120,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def evaluation_captions(evaluation: Evaluation) -> list[str]:
-    """What the columns are, log Z, and how RAISE differs on the images that it shares with the first row."""
+    """What the columns are, log Z, how RAISE differs on the images that it shares with the first row, and doubts."""
     lines = ["± MC: Monte-Carlo error for these images; ± images: standard error over images"]
     for log_z in (evaluation.log_partition, evaluation.log_partition_ais):
         if log_z and log_z.method == "exact":
@@ -136,7 +136,7 @@ def evaluation_captions(evaluation: Evaluation) -> list[str]:
             f"{_number(raised.difference_standard_error)} ({raised.resampled} resampled, "
             f"{raised.temperatures:,} temperatures)"
         )
-    return lines
+    return [*lines, *(f"Doubtful: {doubt}" for doubt in doubts(evaluation))]
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:

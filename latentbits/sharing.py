@@ -11,7 +11,7 @@ from pathlib import Path
 from . import __version__
 from .config import Config, ModelConfig
 from .data import form_of
-from .evaluate import Likelihood
+from .evaluate import Likelihood, doubts
 from .files import write_atomically, write_json
 from .records import Record, last_evaluation, of_other_data
 from .runs import Run, RunError, load
@@ -153,4 +153,6 @@ def evaluation_lines(record: Record) -> list[str]:
             lines.append("| " + " | ".join(cells) + " |")
     if log_z.method == "ais":
         lines += ["", f"log Z: {log_z.chains:,} chains, {log_z.temperatures:,} temperatures."]
+    for doubt in doubts(evaluation):
+        lines += ["", f"**Doubtful:** {doubt}"]
     return [*lines, "", f"Command: `{about['command']}`"]

@@ -1,7 +1,9 @@
 """Evaluations against exact log-likelihoods; error bars against the spread of repeated evaluations."""
 
+import json
 import math
 from importlib import import_module
+from pathlib import Path
 
 import exact
 import numpy as np
@@ -13,10 +15,14 @@ from test_objectives import exact_tables, small_model
 import latentbits as lb
 from latentbits import BernoulliPrior, Counts, LatentModel, evaluate
 from latentbits.config import ValidationConfig
-from latentbits.evaluate import exact_log_partition, fit_prior_base, quick_nll
+from latentbits.evaluate import Evaluation, doubts, exact_log_partition, fit_prior_base, quick_nll
 from latentbits.model import ImportanceSums
+from latentbits.records import Record
+from latentbits.report import evaluation_captions
+from latentbits.sharing import evaluation_lines
 
 MODULE = import_module("latentbits.evaluate")
+RESULTS = Path(__file__).parents[1] / "results"
 COUNTS = Counts(samples=2000, chains=200, temperatures=200, raise_images=50, raise_resampled=4, raise_temperatures=200)
 
 
@@ -119,6 +125,27 @@ def test_an_rbm_over_the_data(x):
     assert result.likelihood.nll == pytest.approx(truth, abs=1e-5)
     assert result.likelihood.samples == 0
     assert abs(result.likelihood_raise.difference) < LIMIT * result.likelihood_raise.difference_standard_error + 0.02
+
+
+def test_doubts_name_what_failed(model, x, monkeypatch):
+    """A good evaluation raises none; too few samples, temperatures and a distance of the sides one each."""
+    monkeypatch.setattr(MODULE, "exact_log_partition", lambda prior: None)
+    good = evaluate(model, x, "valid", COUNTS, generator=seeded(0))
+    assert doubts(good) == []
+    assert "K = 1 posterior" in doubts(evaluate(model, x, "valid", COUNTS._replace(samples=1), generator=seeded(0)))[0]
+    for scale, doubt in ((2.0, "RAISE is +"), (8.0, "2,000 AIS chains")):
+        rbm = random_rbm(30, 20, 1, scale=scale)
+        z = lb.gibbs(rbm, lb.random_bits(50, rbm, seeded(1)), 100, seeded(2))
+        (found,) = doubts(evaluate(rbm, z, "", Counts(1, 2000, 1, 50, 1, 1), "linear", seeded(3)))
+        assert doubt in found
+
+
+@pytest.mark.parametrize(("name", "count"), [("mnist-rbm-valid", 1), ("mnist-mlp-best-test", 0)])
+def test_doubts_stand_in_the_terminal_and_on_the_card(name, count):
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    evaluation = Evaluation.model_validate(record["evaluation"])
+    assert sum(line.startswith("Doubtful: RAISE is") for line in evaluation_captions(evaluation)) == count
+    assert sum(line.startswith("**Doubtful:** RAISE") for line in evaluation_lines(Record(evaluation, record))) == count
 
 
 def test_an_rbm_without_a_base_gets_one_from_the_data():
