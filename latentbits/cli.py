@@ -315,7 +315,7 @@ def report_run(
     """
     from .facts import evaluated_on
     from .page import examine, page, trained_temperatures
-    from .report import evaluation_table, exhibits, write_comparison, write_pictures
+    from .report import evaluation_table, exhibits, write_comparison, write_figures
 
     least = {"gibbs-steps": (gibbs_steps, 0), "temperatures": (1 if temperatures is None else temperatures, 1)}
     check_numbers(least)
@@ -330,7 +330,7 @@ def report_run(
     with Display() as display:
         shown = exhibits(folder, splits, gibbs_steps, asked, display.share)
         diagnosis = examine(shown.model, splits, diagnostics_seconds, asked, display.share)
-    paths = write_pictures(folder, splits.form, shown, out)
+    paths = write_figures(folder, splits.form, shown, out)
     paths += write_comparison(runs, out)
     paths.append(out / "report.html")
     write_atomically(paths[-1], page(runs, records, splits, shown, diagnosis, data_dir or folder.data_dir).encode())

@@ -64,7 +64,7 @@ class LogPartition(Frozen):
     effective_sample_size: float = 0.0
 
 
-class Likelihood(Frozen):
+class NLL(Frozen):
     """Mean negative log-likelihood of a split, in nats for each image.
 
     Attributes:
@@ -86,7 +86,7 @@ class Likelihood(Frozen):
     effective_sample_size: float = 0.0
 
 
-class RaiseLikelihood(Likelihood):
+class RaiseNLL(NLL):
     """The same from the other side.
 
     Attributes:
@@ -123,9 +123,9 @@ class Evaluation(Frozen):
     dimensions: int
     log_partition: LogPartition
     log_partition_ais: LogPartition | None = None
-    likelihood: Likelihood
-    likelihood_fewer_samples: Likelihood | None = None
-    likelihood_raise: RaiseLikelihood | None = None
+    likelihood: NLL
+    likelihood_fewer_samples: NLL | None = None
+    likelihood_raise: RaiseNLL | None = None
 
 
 def doubts(evaluation: Evaluation) -> list[str]:
@@ -282,11 +282,11 @@ class _Bound(NamedTuple):
         return _Bound(self.samples, self.log_p[:n], self.variance[:n], self.effective_sample_size[:n], self.z[:, :n])
 
 
-def _likelihood(bound: _Bound, log_z: float, log_z_error: float | None, dimensions: int) -> Likelihood:
+def _likelihood(bound: _Bound, log_z: float, log_z_error: float | None, dimensions: int) -> NLL:
     """Summarize a bound, given log Z and its standard error."""
     n, log_p = len(bound.log_p), bound.log_p - log_z
     shared = math.inf if log_z_error is None else log_z_error
-    return Likelihood(
+    return NLL(
         nll=-float(log_p.mean()),
         standard_error_images=_finite(float(log_p.std() / math.sqrt(n))) if n > 1 else None,
         standard_error_monte_carlo=_finite(math.sqrt(float(bound.variance.sum()) / n**2 + shared**2)),
@@ -465,7 +465,7 @@ class _Parts:
 
 def _raise(
     prior: RBM, bound: _Bound, counts: Counts, log_z: LogPartition, dimensions: int, annealing: _Annealing
-) -> RaiseLikelihood:
+) -> RaiseNLL:
     """RAISE on the resampled posterior samples of a bound's images."""
     m, n, _ = bound.z.shape
     log_raise = annealing.log_prob(prior, bound.z, counts.raise_temperatures)
@@ -473,7 +473,7 @@ def _raise(
     difference = log_ratio.logsumexp(0) - math.log(m)  # log of p_ann / p, for each image
     base = _likelihood(bound._replace(log_p=bound.log_p + difference), log_z.value, 0.0, dimensions)
     error = float(difference.std() / math.sqrt(n)) if n > 1 else math.nan
-    return RaiseLikelihood(
+    return RaiseNLL(
         **base.model_dump(exclude={"standard_error_monte_carlo"}),
         standard_error_monte_carlo=_finite(math.hypot(_or_nan(base.standard_error_monte_carlo), error)),
         resampled=m,

@@ -18,7 +18,7 @@ from torch import Tensor
 from .charts import Chart, Interval, Intervals, Series, Table, histogram, settled_limits
 from .config import Config
 from .diagnostics import CHAINS, Diagnosis, diagnose
-from .evaluate import Evaluation, Likelihood, Report
+from .evaluate import NLL, Evaluation, Report
 from .facts import (
     commands,
     comparison_table,
@@ -293,7 +293,7 @@ def diagnosis_table(found: Diagnosis) -> Table:
 def evaluation_intervals(evaluation: Evaluation) -> Intervals:
     """Estimates on one scale; RAISE stands where the difference on the images that it shares with the first puts it."""
 
-    def row(name: str, likelihood: Likelihood) -> Interval:
+    def row(name: str, likelihood: NLL) -> Interval:
         return Interval(name, likelihood.nll, likelihood.standard_error_monte_carlo, likelihood.standard_error_images)
 
     first = evaluation.likelihood

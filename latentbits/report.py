@@ -19,7 +19,7 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from .evaluate import IMAGES_AT_ONCE, Evaluation, Likelihood, Report, doubts
+from .evaluate import IMAGES_AT_ONCE, NLL, Evaluation, Report, doubts
 from .files import write_atomically
 from .gibbs import gibbs, random_bits
 from .model import WGAN, GaussianModel, LatentModel, Model
@@ -85,7 +85,7 @@ EVALUATION_HEAD = ("", "nats", "± MC", "± images", "bits/dim", "images", "K", 
 def evaluation_rows(evaluation: Evaluation) -> list[list[str]]:
     """An evaluation's estimates, with a cell for each title of ``EVALUATION_HEAD``."""
 
-    def row(name: str, of: Likelihood) -> list[str]:
+    def row(name: str, of: NLL) -> list[str]:
         return [
             name,
             f"{of.nll:.3f}",
@@ -360,7 +360,7 @@ def exhibits(run: Run, splits: Splits, gibbs_steps: int, temperatures: int, repo
     return Exhibits(model, sheets, outputs)
 
 
-def write_pictures(run: Run, form: Form, shown: Exhibits, folder: Path) -> list[Path]:
+def write_figures(run: Run, form: Form, shown: Exhibits, folder: Path) -> list[Path]:
     """Draw everything there is to see of a run into a folder; the paths of the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = learning_curves(run.metrics())

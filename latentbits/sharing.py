@@ -11,7 +11,7 @@ from pathlib import Path
 from . import __version__
 from .config import Config, ModelConfig
 from .data import form_of
-from .evaluate import Likelihood, doubts
+from .evaluate import NLL, doubts
 from .files import write_atomically, write_json
 from .records import Record, last_evaluation, of_other_data
 from .runs import Run, RunError, load
@@ -132,7 +132,7 @@ def evaluation_lines(record: Record) -> list[str]:
     """The evaluation as a table in Markdown, and how it was made."""
     evaluation, about = record
     log_z = evaluation.log_partition
-    rows: list[tuple[str, Likelihood | None]] = [
+    rows: list[tuple[str, NLL | None]] = [
         ("exact log Z" if log_z.method == "exact" else "log Z by AIS", evaluation.likelihood),
         ("the same with a smaller K", evaluation.likelihood_fewer_samples),
         ("RAISE", evaluation.likelihood_raise),

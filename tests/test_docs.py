@@ -7,6 +7,7 @@ trained in full once and copied wherever it is asked for, and any other run has 
 processes train as they are told. The folder has what a reader would have: PICTURES, and DIR with MNIST, of random bits.
 """
 
+import ast
 import contextlib
 import functools
 import importlib.metadata
@@ -417,3 +418,17 @@ def test_the_pinned_versions_are_for_every_python_that_the_project_is_for(packag
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("is not installed for the tests")
     assert asked is None or "3.11.0" in SpecifierSet(asked)
+
+
+def test_imports_point_downwards():
+    """In the order of the list in docs/architecture.md, which has every module but the package's own two."""
+    listed = re.search(r"```\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.S).group(1)
+    order = re.findall(r"^(\w+)\.py ", listed, re.M)
+    package = ROOT / "latentbits"
+    assert sorted(order) == sorted(path.stem for path in package.glob("*.py") if not path.stem.startswith("__"))
+    for name in order:
+        above = set(order[: order.index(name) + 1])
+        for node in ast.walk(ast.parse((package / f"{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                imported = {node.module} if node.module else {each.name for each in node.names}
+                assert not imported & above, f"{name}.py imports {imported & above} from above"

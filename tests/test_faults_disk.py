@@ -334,7 +334,7 @@ def test_damaged_metrics_are_named_and_stop_no_run(copy):
 
 def test_a_damaged_evaluation_is_named(copy, monkeypatch, capsys):
     """Or drawn as it stands, if it is still a valid one: a text file has no checksum."""
-    monkeypatch.setattr(report, "write_pictures", lambda *arguments: [])
+    monkeypatch.setattr(report, "write_figures", lambda *arguments: [])
     monkeypatch.setattr(report, "write_comparison", lambda *arguments: [])
     path, refused = copy.path / "evaluation.json", 0
     for content in list(places(path, PLACES)):
