@@ -468,7 +468,7 @@ def test_bad_arguments(estimate, options, message):
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 2, 4)])
 def test_raise_names_the_expected_shape(shape):
-    with pytest.raises(ValueError, match=r"z of shape \(B, 4\)"):
+    with pytest.raises(ValueError, match=r"raise_log_prob: z: expected shape \(B, 4\)"):
         raise_log_prob(RBM(4, 3), torch.zeros(shape), 4)
 
 
