@@ -146,7 +146,7 @@ def check_options(counts: Counts, images: int | None) -> None:
 def describe_settings(settings: Mapping[str, int]) -> str:
     """The settings of a curve as options."""
     names = ("images", "samples", "chains", "temperatures", "seed")
-    return " ".join(f"--{name} {settings[name]}" for name in names if name in settings)
+    return " ".join(f"--{name} {settings[name]}" for name in names)
 
 
 def curve_run(

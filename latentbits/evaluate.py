@@ -38,6 +38,9 @@ Report = Callable[[str, float, str], None]
 """Called with the name of a phase, the share of it that is done, and what it has found so far."""
 
 
+FEWEST_CHAINS, FEWEST_SAMPLES, LARGEST_DIFFERENCE = 10, 2, 0.1  # below, and above in nats, a figure is doubtful
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -135,20 +138,20 @@ def doubts(evaluation: Evaluation) -> list[str]:
     """
     found = []
     for log_z in (evaluation.log_partition, evaluation.log_partition_ais):
-        if log_z and log_z.method == "ais" and log_z.effective_sample_size < max(10, log_z.chains / 100):
+        if log_z and log_z.method == "ais" and log_z.effective_sample_size < max(FEWEST_CHAINS, log_z.chains / 100):
             found.append(
                 f"Of {log_z.chains:,} AIS chains {log_z.effective_sample_size:.1f} count (ESS): neither log Z nor its "
                 "error can be trusted. Take more temperatures."
             )
     bound = evaluation.likelihood
-    if bound.samples and bound.effective_sample_size < 2:
+    if bound.samples and bound.effective_sample_size < FEWEST_SAMPLES:
         found.append(
             f"Of K = {bound.samples:,} posterior samples {bound.effective_sample_size:.1f} count (ESS): the bound is "
             "loose. Take a larger K."
         )
     if raised := evaluation.likelihood_raise:
         error = raised.difference_standard_error
-        if abs(raised.difference) > 0.1 and (error is None or abs(raised.difference) > 3 * error):
+        if abs(raised.difference) > LARGEST_DIFFERENCE and (error is None or abs(raised.difference) > 3 * error):
             found.append(
                 f"RAISE is {raised.difference:+.2f} nats from the first row: one of the two has not arrived, or both. "
                 "Take more temperatures for both."
