@@ -73,10 +73,10 @@ MNIST_MLP = {
     "stages 1 and 2, ReLU": f"{STAGES_1_AND_2} --model.activation relu",
     "stages 1 and 2, LeakyReLU": f"{STAGES_1_AND_2} --model.activation leaky-relu",
     "stages 1 and 2, literal conversion": f"{STAGES_1_AND_2} --autoencoder.conversion literal",
-    # these begin with random weights
+    # these begin with random weights, and have the minutes of stages 1 and 2 as well
     "relaxed from random weights": f"{RELAXED} --weights ''",
-    "VIMCO from random weights": "--joint.epochs 9 --weights ''",
-    "VIMCO from random weights, sleep 0.5": "--joint.epochs 9 --weights '' --joint.sleep 0.5 --joint.dreams 100",
+    "VIMCO from random weights": "--joint.epochs 24 --weights ''",
+    "VIMCO from random weights, sleep 0.5": "--joint.epochs 18 --weights '' --joint.sleep 0.5 --joint.dreams 100",
 }
 MNIST_RESNET = {
     "VIMCO, K = 10": f"{RESNET_STAGE_3} --joint.epochs 4 --joint.sleep 0",
