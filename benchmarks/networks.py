@@ -34,7 +34,7 @@ from latentbits.model import WGAN, LatentModel
 from latentbits.pretrain import soft_binarize
 from latentbits.recipes import RECIPES
 from latentbits.records import provenance
-from latentbits.session import steps_per_epoch
+from latentbits.session import Parts, steps_per_epoch
 from latentbits.splits import Form, Splits
 from latentbits.stages import group, rate_factor, set_rates
 from latentbits.tempering import Chains
@@ -70,7 +70,7 @@ def joint_step(model: LatentModel, joint: JointConfig, x: torch.Tensor) -> Calla
 
     def step() -> torch.Tensor:
         z_negative = chains.advance(model.prior, joint.gibbs_steps, generator)
-        losses = stage_losses(model, x, z_negative, joint, joint.samples, generator, contextlib.nullcontext)
+        losses = stage_losses(model, x, z_negative, joint, joint.samples, generator, contextlib.nullcontext, Parts())
         return losses.decoder + losses.encoder + losses.prior
 
     return step

@@ -20,7 +20,7 @@ from .fused import bernoulli
 from .gibbs import gibbs, random_bits
 from .model import GaussianModel, LatentModel
 from .nets import MLP, Scaled
-from .objectives import Signal, resample, vimco, wake
+from .objectives import Losses, Signal, resample, vimco, wake
 from .rbm import RBM, BernoulliPrior, Ising, NormalPrior, TractablePrior
 from .runs import Run, RunError, load, load_pretrained, pretrained_names
 from .session import TrainingError
@@ -44,6 +44,7 @@ __all__ = [
     "Ising",
     "LatentModel",
     "Likelihood",
+    "Losses",
     "NormalPrior",
     "Run",
     "RunError",

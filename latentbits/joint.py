@@ -12,9 +12,9 @@ from .config import JointConfig
 from .evaluate import fit_prior_base
 from .gibbs import bfloat16_products
 from .model import GaussianModel, LatentModel, Products
-from .objectives import Losses, SignalFunction, iwae_losses, joint_losses, relaxed_losses
+from .objectives import Losses, iwae_losses, joint_losses, relaxed_losses
 from .rbm import RBM
-from .session import Session, steps_per_epoch
+from .session import Parts, Session, steps_per_epoch
 from .stages import augment, evaluating, group, rate_factor, set_rates, shrink, validate_nll
 from .tempering import Chains
 
@@ -29,9 +29,12 @@ def samples_at(step: int, steps: int, config: JointConfig) -> int:
 
 def stage_losses(
     model: LatentModel, x: Tensor, z_negative: Tensor, config: JointConfig, samples: int, generator: torch.Generator,
-    products: Products, given: SignalFunction | None = None,
+    products: Products, parts: Parts,
 ) -> Losses:  # fmt: skip
     """The losses of a batch x (B, D) by the objective that the configuration names, or the given one."""
+    given = parts.objective if config.objective == "given" else None
+    if config.objective == "given" and parts.losses is not None:
+        return parts.losses(model, x, z_negative, samples, generator)
     if config.objective == "relaxed":
         return relaxed_losses(model, x, z_negative, config.relaxation, config.dropout, generator, products)
     if isinstance(model, GaussianModel):
@@ -73,7 +76,6 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
         state.chains = first_chains(model, splits.train, config, state.generator)
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
     products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
-    given = session.parts.objective if config.objective == "given" else None
 
     for batch in session.batches(
         stage,
@@ -91,7 +93,7 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
         x = augment(
             batch, splits.form, config, rate_factor(state.step, steps, config.augmentation_decay), state.generator
         )
-        losses = stage_losses(model, x, z_negative, config, K, state.generator, products, given)
+        losses = stage_losses(model, x, z_negative, config, K, state.generator, products, session.parts)
         nets.zero_grad()
         sgd.zero_grad()
         with products():

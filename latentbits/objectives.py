@@ -160,6 +160,10 @@ class Losses(NamedTuple):
     effective_sample_size: Tensor
 
 
+LossesFunction = Callable[[LatentModel, Tensor, Tensor, int, torch.Generator], Losses]
+"""From the model, data x (B, D), bits of the prior's chains (N, M), K and a generator to the losses of a batch."""
+
+
 def joint_losses(
     model: LatentModel,
     x: Tensor,

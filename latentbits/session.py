@@ -22,7 +22,7 @@ from .events import Events
 from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state
 from .fused import fork
 from .model import LatentModel, Model
-from .objectives import SignalFunction
+from .objectives import LossesFunction, SignalFunction
 from .progress import STAGE_TITLES, Display
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .runs import STAGES, Run, RunError
@@ -50,19 +50,24 @@ class Parts(NamedTuple):
         splits: Data of one's own.
         objective: A function from log-weights (K, B) to a :class:`~latentbits.Signal`, for stage 3.
         sampler: Source of the persistent negatives, called as :func:`latentbits.gibbs` is.
+        losses: A function from model, data, negatives, K and generator to :class:`~latentbits.Losses`, for stage 3;
+            in place of an objective.
     """
 
     model: LatentModel | None = None
     splits: Splits | None = None
     objective: SignalFunction | None = None
     sampler: Sampler | None = None
+    losses: LossesFunction | None = None
 
     def settings(self, config: Config) -> Config:
         """The configuration with "given" written where a part takes a setting's place.
 
         Raises:
-            RunError: If it names a part that was not given.
+            RunError: If it names a part that was not given, or two take the same place.
         """
+        if self.objective is not None and self.losses is not None:
+            raise RunError("objective, losses: expected one of them, got both")
         changes: dict[str, Any] = {}
         if self.model is not None:
             prior = self.model.prior
@@ -72,7 +77,7 @@ class Parts(NamedTuple):
         if self.splits is not None:
             form = self.splits.form
             changes["data"] = {"name": "given", "image": form.image, "levels": form.levels}
-        if self.objective is not None:
+        if self.objective is not None or self.losses is not None:
             changes["joint"] = {"objective": "given"}
         if self.sampler is not None:
             changes["sampler"] = "given"
@@ -80,14 +85,15 @@ class Parts(NamedTuple):
         named = {
             "model": config.model.network == "given",
             "splits": config.data.name == "given",
-            "objective": "given" in (config.joint.objective, config.warm_start.objective),
+            "objective": "given" in (config.joint.objective, config.warm_start.objective) and self.losses is None,
             "sampler": config.sampler == "given",
         }
         missing = [name for name, wanted in named.items() if wanted and getattr(self, name) is None]
         if missing:
+            words = [f"{name}= or losses=" if name == "objective" else f"{name}=" for name in missing]
             raise RunError(
-                f"the configuration is of a run with its own {', '.join(missing)}: pass "
-                f"{', '.join(f'{name}=' for name in missing)} to latentbits.train in Python"
+                f"the configuration is of a run with its own {', '.join(missing)}: pass {', '.join(words)} to "
+                "latentbits.train in Python"
             )
         return config
 

@@ -28,7 +28,7 @@ from .events import Events, check_tensorboard
 from .joint import train_joint
 from .model import WGAN, LatentModel, build
 from .nets import MLP, Network, initialize_by_data
-from .objectives import SignalFunction
+from .objectives import LossesFunction, SignalFunction
 from .pretrain import train_autoencoder, train_rbm
 from .progress import Display
 from .runs import FINISHED, STAGES, Run, RunError, read_weights
@@ -62,6 +62,7 @@ def train(
     splits: Splits | None = None,
     objective: SignalFunction | None = None,
     sampler: Sampler | None = None,
+    losses: LossesFunction | None = None,
 ) -> Run:
     """Train a model in its stages; the command ``latentbits train``.
 
@@ -81,6 +82,8 @@ def train(
         splits: Data of one's own; see :func:`latentbits.make_splits`.
         objective: Of stage 3: a function from log-weights (K, B) to a :class:`~latentbits.Signal`.
         sampler: Source of the persistent negatives of stages 2 and 3, called as :func:`latentbits.gibbs` is.
+        losses: Of stage 3, in place of an objective: a function from the model, data (B, D), negatives (N, M), K and a
+            generator to :class:`~latentbits.Losses`.
 
     Returns:
         The run folder; ``finished`` says whether it came to its end.
@@ -93,7 +96,7 @@ def train(
     """
     if tensorboard:
         check_tensorboard()
-    parts = Parts(model, splits, objective, sampler)
+    parts = Parts(model, splits, objective, sampler, losses)
     config = parts.settings(config)
     folder = Run.open(run) if resume else None
     if folder is not None and folder.config != config:

@@ -23,6 +23,7 @@ from latentbits.session import Parts
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 import own_likelihood  # noqa: E402
+import own_losses  # noqa: E402
 import own_networks  # noqa: E402
 import own_objective  # noqa: E402
 import own_prior  # noqa: E402
@@ -72,7 +73,7 @@ def test_what_was_given_is_asked_for_again(tmp_path, capsys):
     config, splits = tiny(), lb.load_data("digits")
     given = {"model": same_model(config, splits), "splits": splits, "objective": lb.vimco, "sampler": lb.gibbs}
     run = lb.train(config, tmp_path / "run", quiet=True, **given)
-    with pytest.raises(lb.RunError, match="model=, splits=, objective=, sampler="):
+    with pytest.raises(lb.RunError, match="model=, splits=, objective= or losses=, sampler="):
         lb.train(run.config, tmp_path / "run", resume=True, quiet=True)
     with pytest.raises(lb.RunError, match=r"load\(run, model=\)"):
         lb.load(run.path)
@@ -85,7 +86,7 @@ def test_what_was_given_is_asked_for_again(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert "load(run, model=)" in lines[0]
-    assert "objective= to latentbits.train" in lines[1]
+    assert "objective= or losses= to latentbits.train" in lines[1]
     assert not (tmp_path / "new").exists()
 
 
@@ -184,7 +185,14 @@ def test_a_varied_configuration_is_validated():
 
 @pytest.mark.parametrize(
     ("example", "worst"),
-    [(own_networks, 22), (own_likelihood, 150), (own_prior, 22), (own_objective, 22), (own_sampler, 22)],
+    [
+        (own_networks, 22),
+        (own_likelihood, 150),
+        (own_prior, 22),
+        (own_objective, 22),
+        (own_losses, 22),
+        (own_sampler, 22),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_examples_learn(tmp_path, example, worst):
@@ -220,15 +228,9 @@ def test_mixture_prior_sums_to_one_and_samples_follow_it():
 
 def test_own_objectives_gradient_is_the_elbos_in_expectation():
     """The encoder's gradient from reinforce, averaged, against autograd through the enumerated ELBO."""
-    torch.manual_seed(0)
-    model = lb.LatentModel(lb.MLP([4, 5, 3]), lb.MLP([3, 5, 4]), random_rbm(3, 2, 0, scale=1.0))
     x = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
-    twin = copy.deepcopy(model).double()
-    rbm = (twin.prior.weight, twin.prior.visible_bias, twin.prior.hidden_bias)
-    tables = exact_latent.Tables(twin.encoder, twin.decoder, rbm, x.double())
-    elbo = (tables.q * tables.weights().log()).sum(1).mean()
-    exact = torch.cat([g.flatten() for g in torch.autograd.grad(elbo, list(twin.encoder.parameters()))])
-
+    model, exact = small_model_and_its_elbo(x)
+    exact = exact[: sum(parameter.numel() for parameter in model.encoder.parameters())]
     generator, found = seeded(1), []
     for _ in range(2000):
         a = model.encoder(x)
@@ -238,6 +240,45 @@ def test_own_objectives_gradient_is_the_elbos_in_expectation():
         found.append(-torch.cat([g.flatten() for g in gradient]))
     scores = mean_scores(torch.stack(found), exact.numpy())
     assert np.abs(np.nan_to_num(scores)).max() < LIMIT
+
+
+def small_model_and_its_elbo(x):
+    """A random model, and the gradient of the enumerated ELBO of x by encoder and decoder, in double precision."""
+    torch.manual_seed(0)
+    model = lb.LatentModel(lb.MLP([4, 5, 3]), lb.MLP([3, 5, 4]), random_rbm(3, 2, 0, scale=1.0))
+    twin = copy.deepcopy(model).double()
+    rbm = (twin.prior.weight, twin.prior.visible_bias, twin.prior.hidden_bias)
+    tables = exact_latent.Tables(twin.encoder, twin.decoder, rbm, x.double())
+    elbo = (tables.q * tables.weights().log()).sum(1).mean()
+    exact = torch.autograd.grad(elbo, [*twin.encoder.parameters(), *twin.decoder.parameters()])
+    return model, torch.cat([g.flatten() for g in exact])
+
+
+def test_own_losses_gradients_are_the_elbos_in_expectation():
+    x = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
+    model, exact = small_model_and_its_elbo(x)
+    parameters = [*model.encoder.parameters(), *model.decoder.parameters()]
+    generator, found = seeded(1), []
+    for _ in range(3000):
+        losses = own_losses.disarm(model, x, torch.zeros(1, 3), 2, generator)
+        gradient = torch.autograd.grad(losses.encoder + losses.decoder, parameters)
+        found.append(-torch.cat([g.flatten() for g in gradient]))
+    scores = mean_scores(torch.stack(found), exact.numpy())
+    assert np.abs(np.nan_to_num(scores)).max() < LIMIT
+
+
+def test_a_run_with_own_losses_resumes_with_them_and_without_is_refused(tmp_path):
+    config = tiny()
+    whole = lb.train(config, tmp_path / "whole", quiet=True, losses=own_losses.disarm)
+    assert whole.config.joint.objective == "given"
+    stopped = lb.train(config, tmp_path / "parts", quiet=True, max_minutes=1e-9, losses=own_losses.disarm)
+    while not stopped.finished:
+        lb.train(config, tmp_path / "parts", resume=True, quiet=True, max_minutes=1e-9, losses=own_losses.disarm)
+    assert_same_run(whole, stopped)
+    with pytest.raises(lb.RunError, match="objective= or losses="):
+        lb.train(whole.config, tmp_path / "parts", resume=True, quiet=True)
+    with pytest.raises(lb.RunError, match="objective, losses: expected one of them"):
+        lb.train(config, tmp_path / "both", quiet=True, objective=lb.vimco, losses=own_losses.disarm)
 
 
 def test_the_annealers_bits_follow_the_rbm():
