@@ -167,10 +167,12 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="weights to begin with")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--runs", type=Path, help="folder of the runs; runs/ablations-RECIPE if not given")
+    parser.add_argument("--out", type=Path, help="another file of lines, for other weights to begin with")
     parser.add_argument("--lanes", type=int, default=2, help="trainings at once")
     arguments = parser.parse_args()
     recipe, study = arguments.recipe, STUDIES[arguments.recipe]
-    runs, out = arguments.runs or Path("runs") / f"ablations-{recipe}", Path("results") / study.out
+    runs = arguments.runs or Path("runs") / f"ablations-{recipe}"
+    out = arguments.out or Path("results") / study.out
     unknown = [name for name in arguments.names if name not in study.variations]
     if unknown:
         parser.error(f"names: expected some of {', '.join(study.variations)}, got {', '.join(unknown)}")
