@@ -1,10 +1,11 @@
 """The paper's Tables 1 to 3 beside what was measured here, from the JSON files in ``results/``.
 
 ``python benchmarks/tables.py`` writes ``results/table1.json`` to ``table3.json``, and ``results/hours.json`` with how
-long training took to come below some likelihoods, and prints the tables as Markdown for ``docs/results.md``, where a
-test looks for them.
+long training took to come below some likelihoods, and puts the tables into ``docs/results.md`` and
+``docs/performance.md`` in place of their earlier state. A test looks for them there.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from latentbits.files import write_json
 
 RESULTS = Path(__file__).parents[1] / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 class Row(NamedTuple):
@@ -199,14 +201,16 @@ def hours_markdown() -> str:
     return "\n".join(lines)
 
 
-def ablations_markdown(of_stage_3: bool) -> str:
-    """The ablations of stage 3, or of stages 1 and 2, best first, in Markdown."""
-    found = json.loads((RESULTS / "ablations.json").read_text())
+def ablations_markdown(of: str, file: str = "ablations.json") -> str:
+    """The ablations of "stage 3", "stages 1 and 2" or "random weights", best first, in Markdown."""
+
+    def kind(name: str) -> str:
+        return next((kind for kind in ("stages 1 and 2", "random weights") if kind in name), "stage 3")
+
+    found = {name: line for name, line in json.loads((RESULTS / file).read_text()).items() if kind(name) == of}
     lines = ["| | valid | train | minutes | epochs |", "| --- | --- | --- | --- | --- |"]
     figures = {
-        name: [line[split]["evaluation"]["likelihood"] for split in ("valid", "train")]
-        for name, line in found.items()
-        if name.startswith("stages 1 and 2") != of_stage_3
+        name: [line[split]["evaluation"]["likelihood"] for split in ("valid", "train")] for name, line in found.items()
     }
     for name, both in sorted(figures.items(), key=lambda item: item[1][0]["nll"]):
         cells = [f"{each['nll']:.2f} ± {each['standard_error_monte_carlo']:.2f}" for each in both]
@@ -257,12 +261,46 @@ def overfitting_markdown(recipes: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def pages() -> dict[str, list[str]]:
+    """The tables in Markdown, by the page that shows them."""
+    recipes = network_costs()
+    results = [
+        *(markdown(name) for name in ("table1", "table2")),
+        hours_markdown(),
+        ablations_markdown("stage 3"),
+        ablations_markdown("stages 1 and 2"),
+    ]
+    return {"results.md": results, "performance.md": [costs_markdown(recipes), overfitting_markdown(recipes)]}
+
+
+def put_in(page: str, made: str) -> str:
+    """The page with a table in place of its earlier state: of those with its head, the one that shares most rows."""
+
+    def names(lines: list[str]) -> set[str]:
+        return {line.split("|")[1] for line in lines[2:]}
+
+    lines, new = page.split("\n"), made.split("\n")
+    starts = [start for start, line in enumerate(lines) if line == new[0]]
+    olds = [(start, list(itertools.takewhile(lambda line: line.startswith("|"), lines[start:]))) for start in starts]
+    if not olds:
+        raise ValueError(f"expected a table with the head {new[0]!r} in the page, found none")
+    start, old = max(olds, key=lambda each: len(names(each[1]) & names(new)))
+    return "\n".join([*lines[:start], *new, *lines[start + len(old) :]])
+
+
+def main() -> None:
+    """Write the JSON files, and the tables into their pages."""
     for title in TABLES:
         write_json(RESULTS / f"{title}.json", table(title))
-        print(f"{title}\n\n{markdown(title)}\n")
     write_json(RESULTS / "hours.json", hours())
-    print(f"hours\n\n{hours_markdown()}")
-    for of_stage_3 in (True, False):
-        print(f"\nablations of {'stage 3' if of_stage_3 else 'stages 1 and 2'}\n\n{ablations_markdown(of_stage_3)}")
-    print(f"\ncosts\n\n{costs_markdown(network_costs())}\n\noverfitting\n\n{overfitting_markdown(network_costs())}")
+    for name, tables in pages().items():
+        path = DOCS / name
+        page = path.read_text()
+        for made in tables:
+            page = put_in(page, made)
+        path.write_text(page)
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
