@@ -46,7 +46,7 @@ from .runs import Run, data_of, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .sharing import export
 from .splits import DataError, cache_dir
-from .train_cli import NOT_OPTIONS, TrainOptions, print_recipes, train_command
+from .train_cli import NOT_OPTIONS, TrainOptions, print_recipes, run_train
 
 
 def evaluate_run(
@@ -468,7 +468,7 @@ def run_command(name: str, args: Sequence[str]) -> int:
     """Run a command, or print its help with examples at the end."""
     command: Command = lookup(name, COMMANDS, "command")
     if command.function is None:
-        return train_command(args)
+        return run_train(args)
     try:
         parse(command.function, args, f"latentbits {name}")
     except SystemExit:

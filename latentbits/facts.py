@@ -14,7 +14,7 @@ from .config import Config, DataConfig, different, settings
 from .files import load_state
 from .model import Model
 from .progress import STAGE_TITLES, duration
-from .recipes import RECIPES, origin, origins, train_command
+from .recipes import RECIPES, beginning, beginnings, command_for
 from .records import Record, of_other_data
 from .report import labels
 from .runs import FINISHED, STAGES, Run
@@ -155,7 +155,7 @@ def configuration(config: Config, images: int) -> list[Group]:
         config: The configuration.
         images: How many the data have, on which the recipe for one's own pictures depends.
     """
-    before = origin(config, images)
+    before = beginning(config, images)
     recipes, changed = settings(before), different(config, before)
     groups: dict[str, list[list[str]]] = {}
     for name, value in settings(config).items():
@@ -188,8 +188,8 @@ def commands(run: Run, record: Record | None, data_dir: Path | None) -> list[lis
     """What repeats the run and its evaluation: titles and command lines."""
     place = f"{run.path}-again"
     options = ["--run", place, *(["--data-dir", str(data_dir)] if data_dir else [])]
-    if origins(run.config):
-        train = ["Train it again", shlex.join(train_command(run.config, *options))]
+    if beginnings(run.config):
+        train = ["Train it again", shlex.join(command_for(run.config, *options))]
     else:
         file, where = str(run.path / "config.json"), None if data_dir is None else str(data_dir)
         code = (

@@ -227,7 +227,7 @@ def describe(problem: Any) -> str:
     return f"--{option}: {message}{came}" if option else message
 
 
-def train_command(args: Sequence[str]) -> int:
+def run_train(args: Sequence[str]) -> int:
     """Train a recipe through its stages, resumably."""
     config, options = parse_train(args)
     folder = options.run or Path("runs") / config.recipe

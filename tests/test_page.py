@@ -23,7 +23,7 @@ from latentbits.cli import main
 from latentbits.config import Config, settings
 from latentbits.facts import configuration, standing
 from latentbits.page import examine, page, pictures, trained_temperatures
-from latentbits.recipes import RECIPES, my_images, train_command
+from latentbits.recipes import RECIPES, command_for, my_images
 from latentbits.records import last_evaluation
 from latentbits.report import Exhibits, exhibits, over
 from latentbits.runs import Run
@@ -470,13 +470,13 @@ def test_a_damaged_evaluation_is_refused_before_anything_is_written(runs, tmp_pa
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "my-images"])
 def test_every_recipes_command_gives_its_configuration_back(name):
     config = RECIPES[name].make()
-    assert train_command(config) == ["latentbits", "train", name]
+    assert command_for(config) == ["latentbits", "train", name]
     values = config.model_dump() | {"seed": 7, "weights": "it's a file.safetensors"}
     values["model"] |= {"fully_connected": not config.model.fully_connected, "layers": (), "maps": (3, 4)}
     values["autoencoder"] |= {"learning_rate": 1e-5, "scales": (0.5,)}
     values["validation"] |= {"keep": 3}
     changed = Config.model_validate(values)
-    words = shlex.split(shlex.join(train_command(changed, "--max-minutes", "1")))
+    words = shlex.split(shlex.join(command_for(changed, "--max-minutes", "1")))
     parsed, options = parse_train(words[2:])
     assert parsed == changed
     assert options.max_minutes == 1
@@ -493,13 +493,13 @@ def test_a_command_for_ones_own_pictures_does_not_depend_on_what_is_found(found,
     kind, files = found
     place = SimpleNamespace(kind=kind, files=files, looked_at=10)
     monkeypatch.setattr("latentbits.folders.describe", lambda path: place)
-    words = train_command(config, "--data-dir", "pictures")
+    words = command_for(config, "--data-dir", "pictures")
     assert parse_train(words[2:])[0] == config
 
 
 def test_a_configuration_of_no_recipe_has_no_command():
     with pytest.raises(ValueError, match=r"recipe: expected one of digits, .* got 'custom'"):
-        train_command(Config())
+        command_for(Config())
 
 
 def test_a_charts_table_has_all_values():
