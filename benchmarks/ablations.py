@@ -76,6 +76,8 @@ MNIST_MLP = {
     # these begin with random weights, and have the minutes of stages 1 and 2 as well
     "relaxed from random weights": f"{RELAXED} --weights ''",
     "VIMCO from random weights": "--joint.epochs 24 --weights ''",
+    "VIMCO from random weights, a fifth of the rates": "--joint.epochs 24 --weights '' "
+    "--joint.encoder-learning-rate 2e-4 --joint.decoder-learning-rate 2e-4 --joint.prior-learning-rate 1e-3",
     "VIMCO from random weights, sleep 0.5": "--joint.epochs 18 --weights '' --joint.sleep 0.5 --joint.dreams 100",
 }
 MNIST_RESNET = {
