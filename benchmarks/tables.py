@@ -269,6 +269,8 @@ def pages() -> dict[str, list[str]]:
         hours_markdown(),
         ablations_markdown("stage 3"),
         ablations_markdown("stages 1 and 2"),
+        ablations_markdown("stage 3", "ablations-second-start.json"),
+        ablations_markdown("random weights", "ablations-second-start.json"),
     ]
     return {"results.md": results, "performance.md": [costs_markdown(recipes), overfitting_markdown(recipes)]}
 
