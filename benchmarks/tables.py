@@ -144,6 +144,8 @@ def markdown(name: str) -> str:
         test = row["test"] or {}
         error = test.get("raise_minus_standard_error") or 0.0
         raised = f"{test['raise_minus']:+.3f} ± {error:.3f}" if "raise_minus" in test else ""
+        if raised and (first := test["raise_images"]) < 1000 and "all" in test["images"]:
+            raised += f" (first {first:,})"
         figures = [cell(row[split], in_bits) for split in ("test", "valid", "train")]
         lines.append("| " + " | ".join([row["model"], published, figures[0], raised, *figures[1:]]) + " |")
     return "\n".join(lines)
@@ -276,7 +278,7 @@ def pages() -> dict[str, list[str]]:
 
 
 def put_in(page: str, made: str) -> str:
-    """The page with a table in place of its earlier state: of those with its head, the one that shares most rows."""
+    """The page with a table in place of its earlier state: of those with its head, the most like it by their rows."""
 
     def names(lines: list[str]) -> set[str]:
         return {line.split("|")[1] for line in lines[2:]}
@@ -286,7 +288,7 @@ def put_in(page: str, made: str) -> str:
     olds = [(start, list(itertools.takewhile(lambda line: line.startswith("|"), lines[start:]))) for start in starts]
     if not olds:
         raise ValueError(f"expected a table with the head {new[0]!r} in the page, found none")
-    start, old = max(olds, key=lambda each: len(names(each[1]) & names(new)))
+    start, old = max(olds, key=lambda each: len(names(each[1]) & names(new)) / len(names(each[1]) | names(new)))
     return "\n".join([*lines[:start], *new, *lines[start + len(old) :]])
 
 

@@ -140,7 +140,7 @@ def test_doubts_name_what_failed(model, x, monkeypatch):
         assert doubt in found
 
 
-@pytest.mark.parametrize(("name", "count"), [("mnist-rbm-valid", 1), ("mnist-mlp-best-test", 0)])
+@pytest.mark.parametrize(("name", "count"), [("mnist-rbm-30-epochs-valid", 1), ("mnist-mlp-best-test", 0)])
 def test_doubts_stand_in_the_terminal_and_on_the_card(name, count):
     record = json.loads((RESULTS / f"{name}.json").read_text())
     evaluation = Evaluation.model_validate(record["evaluation"])
