@@ -39,6 +39,7 @@ MNIST_MLP = {
     "VIMCO, K = 10": "--joint.epochs 20 --joint.samples 10",
     "VIMCO, K = 200": "--joint.epochs 3 --joint.samples 200",
     "VIMCO, K from 5 to 50": "--joint.epochs 13 --joint.first-samples 5",
+    "VIMCO, K from 10 to 200": "--joint.epochs 4 --joint.samples 200 --joint.first-samples 10",
     "VIMCO, full backward": "--joint.epochs 5 --joint.backward-samples 0",
     "VIMCO, centered RBM": "--joint.epochs 9 --joint.centered",
     "VIMCO, sleep 0.5": "--joint.epochs 9 --joint.sleep 0.5 --joint.dreams 100",
