@@ -144,8 +144,10 @@ def markdown(name: str) -> str:
         test = row["test"] or {}
         error = test.get("raise_minus_standard_error") or 0.0
         raised = f"{test['raise_minus']:+.3f} ± {error:.3f}" if "raise_minus" in test else ""
-        if raised and (first := test["raise_images"]) < 1000 and "all" in test["images"]:
-            raised += f" (first {first:,})"
+        if (
+            raised and f"{test['raise_images']:,}" != test["images"].split()[1]
+        ):  # of "all 10,000", "first 500 of 10,000"
+            raised += f" (first {test['raise_images']:,})"
         figures = [cell(row[split], in_bits) for split in ("test", "valid", "train")]
         lines.append("| " + " | ".join([row["model"], published, figures[0], raised, *figures[1:]]) + " |")
     return "\n".join(lines)

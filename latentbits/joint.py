@@ -32,15 +32,15 @@ def stage_losses(
     products: Products, parts: Parts,
 ) -> Losses:  # fmt: skip
     """The losses of a batch x (B, D) by the objective that the configuration names, or the given one."""
-    given = parts.objective if config.objective == "given" else None
-    if config.objective == "given" and parts.losses is not None:
+    given = config.objective == "given"
+    if given and parts.losses is not None:
         return parts.losses(model, x, z_negative, samples, generator)
     if config.objective == "relaxed":
         return relaxed_losses(model, x, z_negative, config.relaxation, config.dropout, generator, products)
     if isinstance(model, GaussianModel):
         return iwae_losses(model, x, samples, config.backward_samples, config.dropout, generator, products)
     return joint_losses(
-        model, x, z_negative, given or config.objective, samples, config.backward_samples,
+        model, x, z_negative, (given and parts.objective) or config.objective, samples, config.backward_samples,
         config.dropout, generator, products, config.sleep, -(-config.dreams // distributed.world().size),
     )  # fmt: skip
 
