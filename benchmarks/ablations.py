@@ -100,7 +100,7 @@ class Study(NamedTuple):
 
     Attributes:
         variations: Options of each, by what it is called.
-        images: First images of each split that it is evaluated on.
+        images: So many of each split's images that it is evaluated on.
         samples: K.
         out: Where the lines are kept, in ``results``.
     """
@@ -118,7 +118,7 @@ STUDIES = {
 
 
 def train_and_evaluate(recipe: str, name: str, weights: Path, data_dir: Path, runs: Path) -> dict[str, Any]:
-    """Train one variation and evaluate it on the first validation and training images."""
+    """Train one variation and evaluate it on some validation and training images."""
     study = STUDIES[recipe]
     run = runs / name.replace(" ", "-").replace(",", "").replace("=", "")
     options = shlex.split(study.variations[name])
@@ -152,13 +152,14 @@ def latentbits(*words: str) -> None:
 
 def show(results: dict[str, Any], study: Study) -> None:
     """Print the table, best first."""
-    title = f"NLL, first {study.images:,} images, K = {study.samples}, nats"
-    table = Table("", "valid", "± MC", "train", "minutes", "epochs", title=title)
+    title = f"NLL, K = {study.samples}, nats"
+    table = Table("", "valid", "± MC", "images", "train", "minutes", "epochs", title=title)
     for name, line in sorted(results.items(), key=lambda item: item[1]["valid"]["evaluation"]["likelihood"]["nll"]):
         valid, train = (line[split]["evaluation"]["likelihood"] for split in ("valid", "train"))
         error = f"{valid['standard_error_monte_carlo']:.3f}"
         minutes = f"{line['training_seconds'] / 60:.1f}"
-        table.add_row(name, f"{valid['nll']:.3f}", error, f"{train['nll']:.3f}", minutes, str(line["epochs"]))
+        figures = f"{valid['nll']:.3f}", error, line["valid"]["images"], f"{train['nll']:.3f}"
+        table.add_row(name, *figures, minutes, str(line["epochs"]))
     console.print(table)
 
 

@@ -108,6 +108,7 @@ def measured(run: str, split: str) -> dict[str, Any] | None:
             "raise_images": raised["images"],
             "raise_minus": raised["difference"],
             "raise_minus_standard_error": raised.get("difference_standard_error"),
+            "raise_evenly_spaced": raised.get("evenly_spaced", False),
         }
     return quoted
 
@@ -144,10 +145,8 @@ def markdown(name: str) -> str:
         test = row["test"] or {}
         error = test.get("raise_minus_standard_error") or 0.0
         raised = f"{test['raise_minus']:+.3f} ± {error:.3f}" if "raise_minus" in test else ""
-        if (
-            raised and f"{test['raise_images']:,}" != test["images"].split()[1]
-        ):  # of "all 10,000", "first 500 of 10,000"
-            raised += f" (first {test['raise_images']:,})"
+        if raised and f"{test['raise_images']:,}" not in test["images"].split():  # such as "all 10,000"
+            raised += f" ({'' if test['raise_evenly_spaced'] else 'first '}{test['raise_images']:,})"
         figures = [cell(row[split], in_bits) for split in ("test", "valid", "train")]
         lines.append("| " + " | ".join([row["model"], published, figures[0], raised, *figures[1:]]) + " |")
     return "\n".join(lines)

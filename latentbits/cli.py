@@ -35,13 +35,13 @@ from .console import (
     parse,
     say,
 )
-from .evaluate import Counts, check_counts, evaluate, exact_log_partition
+from .evaluate import Counts, check_counts, evaluate, evenly_spaced, exact_log_partition
 from .files import FileError, write_atomically
 from .model import WGAN, LatentModel
 from .progress import Display, printable
 from .rbm import RBM
 from .recipes import RECIPES
-from .records import evaluation_record, keep_evaluation, last_evaluation
+from .records import evaluation_record, keep_evaluation, last_evaluation, which_images
 from .runs import Run, data_of, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .sharing import export
@@ -74,12 +74,12 @@ def evaluate_run(
     Args:
         run: The run folder.
         split: Images to evaluate on.
-        images: First images of the split; all if not given.
+        images: So many images, evenly spaced over the split; all if not given.
         samples: K, posterior samples for each image.
         chains: AIS chains; 0 for none, where log Z is exact.
         temperatures: AIS temperatures.
         schedule: Temperatures placed by an independent pilot run, or equally spaced.
-        raise_images: First images of the split to run RAISE on; 0 for none.
+        raise_images: So many of them to run RAISE on, evenly spaced; 0 for none.
         raise_resampled: Posterior samples with a RAISE chain of their own, for each image.
         raise_temperatures: RAISE temperatures; 0 for no RAISE.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
@@ -104,12 +104,13 @@ def evaluate_run(
         if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
             raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
         splits = data_of(folder, data_dir)
-        x, unfinished = getattr(splits, split), folder.inner("unfinished-evaluation")
+        whole, unfinished = getattr(splits, split), folder.inner("unfinished-evaluation")
+        x = whole[evenly_spaced(len(whole), images)]
         started = time.monotonic()
         with Display(quiet=not is_first) as display:
             generator = torch.Generator(device).manual_seed(seed)
-            evaluation = evaluate(model, x[:images], split, counts, schedule, generator, display.share, unfinished)
-        counted, seconds = (len(x[:images]), len(x)), time.monotonic() - started
+            evaluation = evaluate(model, x, split, counts, schedule, generator, display.share, unfinished)
+        counted, seconds = (len(x), len(whole)), time.monotonic() - started
         record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds)
     if is_first:
         console.print(evaluation_table(evaluation))
@@ -169,7 +170,7 @@ def curve_run(
     Args:
         run: The run folder.
         split: Images to evaluate on.
-        images: First images of the split; all if not given.
+        images: So many images, evenly spaced over the split; all if not given.
         samples: K, posterior samples for each image.
         chains: AIS chains.
         temperatures: AIS temperatures, placed by an independent pilot run.
@@ -190,10 +191,16 @@ def curve_run(
         is_first = distributed.world().is_first
         seconds_at = {row["epoch"]: row["seconds"] for row in folder.metrics() if row["stage"] == "joint"}
         splits = data_of(folder, data_dir)
-        x = getattr(splits, split)
-        settings = {"images": len(x[:images]), **counts._asdict(), "seed": seed}
+        whole = getattr(splits, split)
+        x = whole[evenly_spaced(len(whole), images)]
+        counted = (len(x), len(whole))
+        settings = {"images": len(x), **counts._asdict(), "seed": seed}
         before = folder.curve(split)
-        done = {row["weights"]["file"]: row for row in before if row["settings"] == settings}
+        done = {
+            row["weights"]["file"]: row
+            for row in before
+            if row["settings"] == settings and row["images"] == which_images(*counted)
+        }
         if len(done) < len(before) and not overwrite:
             raise UsageError(
                 f"{folder.curve_path(split)}: has evaluations with other settings "
@@ -205,8 +212,8 @@ def curve_run(
             started, generator = time.monotonic(), torch.Generator(device).manual_seed(seed)
             with Display(quiet=not is_first) as display:
                 model = load_to_evaluate(run, name).to(device)
-                evaluation = evaluate(model, x[:images], split, counts, generator=generator, report=display.share)
-            counted, seconds = (len(x[:images]), len(x)), time.monotonic() - started
+                evaluation = evaluate(model, x, split, counts, generator=generator, report=display.share)
+            seconds = time.monotonic() - started
             epoch = int(name.removeprefix("joint-"))
             record = evaluation_record(folder, name, evaluation, counted, seed, splits, seconds)
             done[name] = {"epoch": epoch, "seconds": seconds_at.get(epoch), "settings": settings, **record}

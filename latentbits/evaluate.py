@@ -99,6 +99,7 @@ class RaiseNLL(NLL):
         schedule: How they were placed: adaptive or linear.
         difference: This NLL minus the one with ``log_partition`` on the same images.
         difference_standard_error: Over images and resampled chains, and log Z's own.
+        evenly_spaced: Whether the images are evenly spaced over those of the first row; once they were its first.
     """
 
     resampled: int
@@ -107,6 +108,7 @@ class RaiseNLL(NLL):
     schedule: str = ""
     difference: float
     difference_standard_error: float | None
+    evenly_spaced: bool = False
 
 
 class Evaluation(Frozen):
@@ -166,7 +168,7 @@ class Counts(NamedTuple):
         samples: K, posterior samples for each image.
         chains: AIS chains.
         temperatures: AIS temperatures.
-        raise_images: First images of the split to run RAISE on.
+        raise_images: Images of the split to run RAISE on, evenly spaced.
         raise_resampled: m, posterior samples with a RAISE chain of their own.
         raise_temperatures: RAISE temperatures; 0 for no RAISE.
     """
@@ -201,6 +203,15 @@ def check_counts(counts: Counts, images: int) -> None:
         problems.append(f"images: expected {'at least 1, got none' if images < 1 else f'up to {MOST:,}, got {images}'}")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def evenly_spaced(images: int, count: int | None) -> Tensor:
+    """Positions of so many images of a split, evenly spaced from its first; all if there are fewer, or for None.
+
+    A split may be sorted, as the published test images of binarized MNIST are, so that its first images are no sample.
+    """
+    count = images if count is None else min(count, images)
+    return torch.arange(count) * images // max(1, count)
 
 
 @torch.no_grad()
@@ -280,9 +291,10 @@ class _Bound(NamedTuple):
     effective_sample_size: Tensor
     z: Tensor
 
-    def first(self, n: int) -> "_Bound":
-        """The same of the first n images."""
-        return _Bound(self.samples, self.log_p[:n], self.variance[:n], self.effective_sample_size[:n], self.z[:, :n])
+    def of(self, rows: Tensor) -> "_Bound":
+        """The same of some images, by their positions (n,)."""
+        each = self.log_p[rows], self.variance[rows], self.effective_sample_size[rows]
+        return _Bound(self.samples, *each, self.z[:, rows])
 
 
 def _likelihood(bound: _Bound, log_z: float, log_z_error: float | None, dimensions: int) -> NLL:
@@ -355,7 +367,8 @@ def evaluate(
         fewer = _likelihood(few, log_z.value, log_z.standard_error, x.shape[1])
     raised = None
     if isinstance(prior, RBM) and counts.raise_temperatures and counts.raise_images:
-        raised = _raise(prior, bound.first(counts.raise_images), counts, log_z, x.shape[1], annealing)
+        some = bound.of(evenly_spaced(len(x), counts.raise_images).to(x.device))
+        raised = _raise(prior, some, counts, log_z, x.shape[1], annealing)
     return Evaluation(
         split=split,
         dimensions=x.shape[1],
@@ -486,6 +499,7 @@ def _raise(
         difference=-float(difference.mean()),
         # log Z is in the difference, and its error is the same for every image
         difference_standard_error=_finite(math.hypot(error, _or_nan(log_z.standard_error))),
+        evenly_spaced=True,
     )
 
 

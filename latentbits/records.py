@@ -74,7 +74,7 @@ def evaluation_record(
         "recipe": run.config.recipe,
         "config": run.config.model_dump(),
         "weights": {"file": weights, **run.weights_origin(weights)},
-        "images": f"first {used:,} of {there:,}" if used < there else f"all {there:,}",
+        "images": which_images(used, there),
         "training_seconds": (run.metrics() or [{}])[-1].get("seconds"),
         "wall_seconds": round(seconds, 1),
         "seed": seed,
@@ -82,6 +82,11 @@ def evaluation_record(
         "trained_on": run.data_checksum,
         **provenance(),
     }
+
+
+def which_images(used: int, there: int) -> str:
+    """Which images of a split an evaluation is of, in words."""
+    return f"{used:,} evenly spaced of {there:,}" if used < there else f"all {there:,}"
 
 
 def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> None:

@@ -53,7 +53,7 @@ def test_evaluate_writes_a_record_and_a_table(run, tmp_path, capsys):
     assert likelihood["images"] == 40
     assert 10 < likelihood["nll"] < 64
     assert likelihood["standard_error_monte_carlo"] > 0
-    assert record["images"] == "first 40 of 300"
+    assert record["images"] == "40 evenly spaced of 300"
     assert {"seed", "command", "commit", "data_checksum", "wall_seconds", "machine", "versions"} <= record.keys()
     assert "negative log-likelihood, valid split" in capsys.readouterr().out
     # nothing is overwritten without being asked
@@ -286,7 +286,7 @@ def test_a_curve_of_kept_weights_is_evaluated_once_and_drawn(tmp_path, capsys):
     assert [row["epoch"] for row in Run(runs[0]).curve("test")] == [1, 2]
     row = Run(runs[0]).curve("test")[1]
     assert row["weights"]["file"] == "joint-0002"
-    assert row["images"] == "first 40 of 300"
+    assert row["images"] == "40 evenly spaced of 300"
     assert row["seconds"] == Run(runs[0]).metrics()[-1]["seconds"]
     assert 10 < row["evaluation"]["likelihood"]["nll"] < 64
     before = Run(runs[0]).curve_path("test").read_bytes()

@@ -15,7 +15,7 @@ from test_objectives import exact_tables, small_model
 import latentbits as lb
 from latentbits import BernoulliPrior, Counts, LatentModel, evaluate
 from latentbits.config import ValidationConfig
-from latentbits.evaluate import Evaluation, doubts, exact_log_partition, fit_prior_base, quick_nll
+from latentbits.evaluate import Evaluation, doubts, evenly_spaced, exact_log_partition, fit_prior_base, quick_nll
 from latentbits.model import ImportanceSums
 from latentbits.records import Record
 from latentbits.report import evaluation_captions
@@ -46,7 +46,10 @@ def test_both_sides_hold_the_exact_value(model, x):
     assert result.log_partition.method == "exact"
     assert abs(result.likelihood.nll - float(exact.mean())) < LIMIT * result.likelihood.standard_error_monte_carlo
     raised = result.likelihood_raise
-    assert abs(raised.nll - float(exact[:50].mean())) < LIMIT * raised.standard_error_monte_carlo + 0.02
+    assert (
+        abs(raised.nll - float(exact[[i * 60 // 50 for i in range(50)]].mean()))
+        < LIMIT * raised.standard_error_monte_carlo + 0.02
+    )
     assert raised.images == 50
     assert 3 < raised.resampled_effective_sample_size <= 4  # of m = 4 chains, at 200 temperatures
     annealed = result.log_partition_ais
@@ -54,6 +57,25 @@ def test_both_sides_hold_the_exact_value(model, x):
     assert result.likelihood_fewer_samples.samples == 200
     assert result.likelihood.bits_per_dimension == pytest.approx(result.likelihood.nll / 4 / math.log(2))
     assert result.likelihood.standard_error_images == pytest.approx(float(exact.std()) / math.sqrt(60), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("images", "count", "positions"),
+    [(10, 5, [0, 2, 4, 6, 8]), (10, 4, [0, 2, 5, 7]), (10, 1, [0]), (3, 8, [0, 1, 2]), (3, None, [0, 1, 2])],
+)
+def test_some_images_are_spread_over_the_split(images, count, positions):
+    assert evenly_spaced(images, count).tolist() == positions
+
+
+def test_raise_is_of_images_from_all_over_the_split(model, x):
+    ones, zeros = torch.ones_like(x), torch.zeros_like(x)
+    both = torch.cat([ones, zeros])  # sorted, and differently likely
+    counts = COUNTS._replace(samples=20, raise_images=len(both) // 2)
+    each = [float(evaluate(model, part, "", counts, generator=seeded(0)).likelihood.nll) for part in (ones, zeros)]
+    raised = evaluate(model, both, "", counts, generator=seeded(0)).likelihood_raise
+    assert raised.evenly_spaced
+    assert raised.images == len(x)
+    assert abs(raised.nll - sum(each) / 2) < 0.2 * abs(each[0] - each[1])
 
 
 def test_ais_stands_in_where_log_z_cannot_be_summed(model, x, monkeypatch):

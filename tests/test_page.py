@@ -143,7 +143,7 @@ def test_the_evaluation_stands_with_both_sides(runs, outline):
     assert raised["monte_carlo"] == evaluation.likelihood_raise.difference_standard_error
     text = outline.texts["evaluation"]
     assert f"{evaluation.likelihood_raise.nll:.3f}" in text
-    assert "first 40 of 300" in text
+    assert "40 evenly spaced of 300" in text
     assert "on the 10 images" in text
     assert "its error here is that of the difference" in " ".join(text.split())
 
@@ -242,7 +242,7 @@ def test_the_terminal_says_in_words_whose_evaluation_it_is(runs, outline, capsys
     lines = capsys.readouterr().out.splitlines()
     assert f"{runs[1]}: not evaluated yet; latentbits evaluate does it" in lines
     (said,) = [line for line in lines if line.startswith(f"{runs[0]}, last evaluated on")]
-    assert "first 40 of 300 images, with weights model of stage" in said
+    assert "40 evenly spaced of 300 images, with weights model of stage" in said
     assert any(line.startswith("made by: latentbits") for line in lines)
     assert "{" not in "".join(lines)
 
@@ -275,7 +275,7 @@ def test_likelihoods_that_cannot_be_compared_are_named(runs, outline, tmp_path):
     found = report(runs[0], other, arguments=["--diagnostics-seconds", "0"])
     text = found.texts["comparison"]
     assert "of different data" in text
-    assert "of different images: first 39, test; first 40 of 300, test" in text
+    assert "of different images: 40 evenly spaced of 300, test; first 39, test" in text
     assert "of different K" in text
 
 
