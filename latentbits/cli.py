@@ -308,8 +308,8 @@ def report_run(
 
     The page, RUN/report/report.html, is one file that needs no network: settings, learning curves, samples,
     reconstructions, histogram of the encoder's output, diagnostics of the RBM's samplers, the last evaluation, and the
-    command that repeats the run. With other runs, their settings, evaluations and curves are compared in it. What is in
-    RUN/report is made anew each time.
+    command that repeats the run. With other runs, their settings, evaluations, curves and samples are compared in it.
+    What is in RUN/report is made anew each time.
 
     Args:
         run: The run folder.
@@ -322,7 +322,7 @@ def report_run(
     """
     from .facts import evaluated_on
     from .page import examine, page, trained_temperatures
-    from .report import evaluation_table, exhibits, write_comparison, write_figures
+    from .report import evaluation_table, exhibits, samples_beside, write_comparison, write_figures
 
     least = {"gibbs-steps": (gibbs_steps, 0), "temperatures": (1 if temperatures is None else temperatures, 1)}
     check_numbers(least)
@@ -333,14 +333,18 @@ def report_run(
     check_writable(folder.path, "run")
     records = [last_evaluation(each) for each in runs]
     splits = data_of(folder, data_dir)
-    asked = trained_temperatures(folder.config) if temperatures is None else temperatures
+    asked = [trained_temperatures(each.config) if temperatures is None else temperatures for each in runs]
     with Display() as display:
-        shown = exhibits(folder, splits, gibbs_steps, asked, display.share)
-        diagnosis = examine(shown.model, splits, diagnostics_seconds, asked, display.share)
+        shown = exhibits(folder, splits, gibbs_steps, asked[0], display.share)
+        samples, beside = shown.sheets.get("samples"), {}
+        if samples is not None:
+            beside = samples_beside(samples, runs, splits.form, gibbs_steps, asked, display.share)
+        diagnosis = examine(shown.model, splits, diagnostics_seconds, asked[0], display.share)
     paths = write_figures(folder, splits.form, shown, out)
-    paths += write_comparison(runs, out)
+    paths += write_comparison(runs, beside, splits.form, out)
     paths.append(out / "report.html")
-    write_atomically(paths[-1], page(runs, records, splits, shown, diagnosis, data_dir or folder.data_dir).encode())
+    html = page(runs, records, splits, shown, diagnosis, beside, data_dir or folder.data_dir)
+    write_atomically(paths[-1], html.encode())
     for each, record in zip(runs, records, strict=True):
         if record is not None:
             say(f"{each.path}, last evaluated on {evaluated_on(record)}")

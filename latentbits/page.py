@@ -134,7 +134,8 @@ def picture(title: str, alt: str, images: Tensor, form: Form) -> Picture:
 def pictures(shown: Exhibits, form: Form) -> list[Picture]:
     """What there is of samples, samples over their nearest training images, and reconstructions."""
     images = {name: sheet[:100] for name, sheet in shown.sheets.items()}
-    samples, pairs, valid = (present(images[name]) if name in images else 0 for name in _SHEETS)
+    counts = (present(images[name]) if name in images else 0 for name in _SHEETS)
+    samples, pairs, test, pretrained = counts
     said = {
         "samples": (
             "Samples",
@@ -145,15 +146,28 @@ def pictures(shown: Exhibits, form: Form) -> list[Picture]:
             f"{_counted(pairs // 2, 'sample')} in rows of ten; below each one the training image that is nearest.",
         ),
         "reconstructions": (
-            "Validation images over their reconstructions",
-            f"{_counted(valid // 2, 'validation image')} in rows of ten; below each one what the decoder makes of its "
+            "Test images over their reconstructions",
+            f"{_counted(test // 2, 'test image')} in rows of ten; below each one what the decoder makes of its "
             "most probable latents.",
+        ),
+        "reconstructions-pretrained": (
+            "The same after stage 1",
+            f"{_counted(pretrained // 2, 'test image')} in rows of ten, over what the autoencoder that training "
+            "began with makes of them.",
         ),
     }
     return [picture(*said[name], each, form) for name, each in images.items()]
 
 
-_SHEETS = ("samples", "samples-over-nearest-training-images", "reconstructions")
+_SHEETS = ("samples", "samples-over-nearest-training-images", "reconstructions", "reconstructions-pretrained")
+
+
+def pictures_beside(beside: dict[str, Tensor], form: Form) -> list[Picture]:
+    """The samples of several runs."""
+    return [
+        picture(f"Samples of {name}", f"{_counted(len(images), 'sample')} in rows of ten.", images, form)
+        for name, images in beside.items()
+    ]
 
 
 def _counted(count: int, noun: str) -> str:
@@ -358,6 +372,7 @@ def page(
     splits: Splits,
     shown: Exhibits,
     diagnosis: Diagnosis | None,
+    beside: dict[str, Tensor],
     data_dir: Path | None = None,
 ) -> str:
     """The page of the first of some runs, which it compares with the others.
@@ -368,6 +383,7 @@ def page(
         splits: The first run's data.
         shown: What its weights show.
         diagnosis: Of its RBM, or None.
+        beside: Samples (N, D) of each run, by its label; empty if there are none to compare.
         data_dir: Where the data were found, for the command that repeats the run.
     """
     run, record, stands = runs[0], records[0], standing(runs[0])
@@ -394,6 +410,7 @@ def page(
         diagnosis_table=diagnosis_table(diagnosis) if diagnosis else None,
         comparison=comparison_table(runs, records) if len(runs) > 1 else None,
         warnings=not_comparable(runs, records),
+        beside=pictures_beside(beside, splits.form),
         differences=differences(runs) if len(runs) > 1 else None,
         joined=joined_charts(runs) if len(runs) > 1 else [],
         groups=configuration(run.config, sum(len(part) for part in (splits.train, splits.valid, splits.test))),

@@ -19,7 +19,8 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from .evaluate import IMAGES_AT_ONCE, NLL, Evaluation, Report, doubts
+from .data import form_of
+from .evaluate import IMAGES_AT_ONCE, NLL, Evaluation, Report, doubts, evenly_spaced
 from .files import write_atomically
 from .gibbs import gibbs, random_bits
 from .model import WGAN, GaussianModel, LatentModel, Model
@@ -222,10 +223,13 @@ def labels(runs: Sequence[Run]) -> list[str]:
     return [name if names.count(name) == 1 else str(run.path) for run, name in zip(runs, names, strict=True)]
 
 
-def write_comparison(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Draw the evaluations of the runs' kept weights into a folder; the paths of the pictures."""
+def write_comparison(runs: Sequence[Run], beside: dict[str, Tensor], form: Form, folder: Path) -> list[Path]:
+    """Draw the evaluations of the runs' kept weights, and samples side by side, into a folder; the pictures' paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
+    if beside:
+        paths.append(folder / "samples-side-by-side.png")
+        save_figure(side_by_side(beside, form), paths[-1])
     for split in ("train", "valid", "test"):
         for name, figure in comparison(runs, split).items():
             paths.append(folder / f"{name}.png")
@@ -318,6 +322,43 @@ def draw(model: Model, count: int, gibbs_steps: int, generator: torch.Generator,
     return decoded(model, sample_prior(model, count, gibbs_steps, generator, temperatures))
 
 
+def samples_beside(
+    samples: Tensor, runs: Sequence[Run], form: Form, gibbs_steps: int, temperatures: Sequence[int], report: Report
+) -> dict[str, Tensor]:
+    """As many samples of other runs as there are of a first one, each by its label, the first one's before them.
+
+    Runs without weights, or of images of another form, are left out.
+
+    Arguments:
+        samples: The first run's, with shape (N, D).
+        runs: All runs.
+        form: Of the first run's images.
+        gibbs_steps: Length of the chains.
+        temperatures: Of parallel tempering, for each run; 1 for plain chains.
+        report: Told how far it has come.
+    """
+    (first, *names), found = labels(runs), {}
+    for number, (name, run) in enumerate(zip(names, runs[1:], strict=True), start=1):
+        report("samples of the other runs", (number - 1) / len(names), "")
+        if (run.path / "model.safetensors").is_file() and form_of(run.config.data) == form:
+            generator = torch.Generator().manual_seed(0)
+            found[name] = draw(load(run.path), len(samples), gibbs_steps, generator, temperatures[number])
+    return {first: samples, **found} if found else {}
+
+
+def side_by_side(sheets: dict[str, Tensor], form: Form) -> Figure:
+    """Images (N, D) of several models in rows of ten, each model's under its name."""
+    drawn = {name: grid(images, form, zoom=zoom_for(form)) for name, images in sheets.items()}
+    width = max(picture.width for picture in drawn.values())
+    height = max(picture.height for picture in drawn.values())
+    figure = Figure(figsize=(4 * len(drawn), 4 * height / width + 0.4), dpi=150, layout="constrained")
+    for axes, (name, picture) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(name, loc="left", fontsize=10, color=INK)
+        axes.axis("off")
+    return figure
+
+
 class Exhibits(NamedTuple):
     """What a run's weights show, as far as it has come.
 
@@ -333,7 +374,7 @@ class Exhibits(NamedTuple):
 
 
 def exhibits(run: Run, splits: Splits, gibbs_steps: int, temperatures: int, report: Report) -> Exhibits:
-    """Draw samples, find their nearest training images, reconstruct validation images, encode them.
+    """Draw samples, find their nearest training images, reconstruct test images, encode validation images.
 
     Arguments:
         run: The run folder.
@@ -351,11 +392,13 @@ def exhibits(run: Run, splits: Splits, gibbs_steps: int, temperatures: int, repo
     sheets["samples-over-nearest-training-images"] = over(sheets["samples"], nearest(sheets["samples"], splits.train))
     report("reconstructions", 0.0, "")
     if isinstance(model, LatentModel):
-        sheets["reconstructions"] = reconstructions(model, splits.valid[:50])
+        some = splits.test[evenly_spaced(len(splits.test), 50)]
+        sheets["reconstructions"] = reconstructions(model, some)
         outputs["final"] = encoder_output(model, splits.valid[:IMAGES_TO_ENCODE])
         if (run.path / "autoencoder.safetensors").is_file():
             pretrained = load(run.path, "autoencoder")
             assert isinstance(pretrained, LatentModel)
+            sheets["reconstructions-pretrained"] = reconstructions(pretrained, some)
             outputs["pretrained"] = encoder_output(pretrained, splits.valid[:IMAGES_TO_ENCODE])
     return Exhibits(model, sheets, outputs)
 

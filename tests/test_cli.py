@@ -124,6 +124,7 @@ def test_report_draws_every_stage(run, capsys):
         "samples",
         "samples-over-nearest-training-images",
         "reconstructions",
+        "reconstructions-pretrained",
         "encoder-output",
         "encoder-output-pretrained",
     }

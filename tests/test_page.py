@@ -13,6 +13,7 @@ import pytest
 import torch
 from browser import CHROMIUM, Page
 from checks import seeded
+from PIL import Image
 from test_adversarial import gan, grey_splits
 from test_train import continuous, tiny
 
@@ -25,7 +26,7 @@ from latentbits.facts import configuration, standing
 from latentbits.page import examine, page, pictures, trained_temperatures
 from latentbits.recipes import RECIPES, command_for, my_images
 from latentbits.records import last_evaluation
-from latentbits.report import Exhibits, exhibits, over
+from latentbits.report import Exhibits, exhibits, over, samples_beside
 from latentbits.runs import Run
 from latentbits.splits import Form
 from latentbits.train_cli import parse_train
@@ -73,7 +74,7 @@ def page_of(run):
     temperatures = trained_temperatures(folder.config)
     shown = exhibits(folder, splits, 5, temperatures, lambda *told: None)
     diagnosis = examine(shown.model, splits, 0.001, temperatures, lambda *told: None)
-    html = page([folder], [last_evaluation(folder)], splits, shown, diagnosis)
+    html = page([folder], [last_evaluation(folder)], splits, shown, diagnosis, {})
     check_soundness(html)
     return Outline(html)
 
@@ -149,7 +150,7 @@ def test_the_evaluation_stands_with_both_sides(runs, outline):
 
 
 def test_pictures_and_latents_are_there(outline):
-    assert len(outline.all("img")) == 3
+    assert len(outline.all("img")) == 6  # four of the run, and two samples side by side
     (latents,) = outline.charts["latents"]
     assert [series["name"] for series in latents["series"]] == ["after stage 1, scaled", "final"]
     assert all(0.9 < sum(series["y"]) <= 1 + 1e-9 for series in latents["series"])
@@ -158,14 +159,14 @@ def test_pictures_and_latents_are_there(outline):
 def test_captions_count_the_images_that_are_there():
     few, one = torch.zeros(8, 4), torch.zeros(1, 4)
     sheets = {"samples": one, "samples-over-nearest-training-images": over(one, one), "reconstructions": over(few, few)}
-    samples, pairs, valid = pictures(Exhibits(None, sheets, {}), Form(1, 2, 2))
+    samples, pairs, test = pictures(Exhibits(None, sheets, {}), Form(1, 2, 2))
     assert samples.alt.startswith("1 sample of the model, 2 by 2 pixels")
     assert pairs.alt.startswith("1 sample in rows")
-    assert valid.alt.startswith("8 validation images in rows")
+    assert test.alt.startswith("8 test images in rows")
     (many,) = pictures(
         Exhibits(None, {"reconstructions": over(torch.zeros(73, 4), torch.zeros(73, 4))}, {}), Form(1, 2, 2)
     )
-    assert many.alt.startswith("50 validation images")  # as many as are drawn
+    assert many.alt.startswith("50 test images")  # as many as are drawn
 
 
 def test_diagnostics_say_what_they_were_measured_on(outline):
@@ -356,7 +357,7 @@ def test_a_prior_that_is_sampled_exactly_needs_no_diagnosis(tmp_path, prior):
     assert "sampled exactly" in outline.texts["diagnostics"]
     (latents,) = outline.charts["latents"]
     assert ("Means of the latents" in latents["title"]) == (prior == "normal")
-    assert len(outline.all("img")) == 3
+    assert len(outline.all("img")) == 4 - (prior == "normal")  # which has no stage 1 to show
 
 
 def test_an_adversarial_run_makes_a_page(tmp_path, monkeypatch):
@@ -402,7 +403,8 @@ def hostile_page(folder, runs):
     splits = data.load("digits")
     shown = exhibits(run, splits, 1, 1, lambda *told: None)
     records = [last_evaluation(run), None]
-    return page([run, Run(runs[1])], records, splits, shown, None)
+    beside = samples_beside(shown.sheets["samples"], [run, Run(runs[1])], splits.form, 1, [1, 1], lambda *told: None)
+    return page([run, Run(runs[1])], records, splits, shown, None, beside)
 
 
 def test_samples_are_tempered_where_that_is_asked_for(runs):
@@ -411,6 +413,27 @@ def test_samples_are_tempered_where_that_is_asked_for(runs):
     plain, tempered = (exhibits(run, splits, 5, count, lambda *told: None).sheets["samples"] for count in (1, 4))
     assert torch.equal(tempered, model.sample(100, 5, torch.Generator().manual_seed(0), temperatures=4))
     assert not torch.equal(tempered, plain)
+
+
+def test_samples_of_runs_stand_side_by_side(runs, outline, tmp_path):
+    with Image.open(runs[0] / "report" / "samples-side-by-side.png") as picture:
+        assert picture.width > 1.5 * picture.height
+    assert [figure["alt"] for figure in outline.all("img")[:2]] == ["100 samples in rows of ten."] * 2
+    samples, form = torch.zeros(7, 64), data.load("digits").form
+    unfinished, larger = tmp_path / "unfinished", tmp_path / "larger"
+    for folder in (unfinished, larger):
+        shutil.copytree(runs[1], folder)
+    (unfinished / "model.safetensors").unlink()
+    config = json.loads((larger / "config.json").read_text())
+    (larger / "config.json").write_text(json.dumps(config | {"data": {"name": "binarized-mnist"}}))
+    compared = [Run(path) for path in (runs[0], runs[1], unfinished, larger)]
+    beside = samples_beside(samples, compared, form, 5, [1, 4, 1, 1], lambda *told: None)
+    assert list(beside) == ["first", "second"]  # not what has no weights, nor what has other images
+    assert torch.equal(beside["first"], samples)
+    expected = lb.load(runs[1]).sample(7, 5, torch.Generator().manual_seed(0), temperatures=4)
+    assert torch.equal(beside["second"], expected)
+    alone = samples_beside(samples, compared[:1], form, 5, [1], lambda *told: None)
+    assert alone == {}
 
 
 def test_texts_from_files_stay_texts(runs, tmp_path):
