@@ -7,6 +7,7 @@ long training took to come below some likelihoods, and puts the tables into ``do
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,12 @@ TRAININGS = {
     "mnist-mlp-iwae": Training(("mnist-mlp-iwae",)),
 }
 
+COLOUR_TRAININGS = {
+    "cifar10-small": Training(("cifar10-small-begin", "cifar10-small")),
+    "cifar10-small-iwae": Training(("cifar10-small-iwae",)),
+}
+COLOUR_DIMENSIONS, HOURS = 3072, (0.5, 0.75, 1.0, 1.25, 1.5)
+
 LEVELS = (90.0, 87.0, 85.0)
 PUBLISHED = 83.69
 
@@ -156,26 +163,60 @@ def markdown(name: str) -> str:
     return "\n".join(lines)
 
 
+class Timeline(NamedTuple):
+    """A training's quick validations.
+
+    Attributes:
+        points: Seconds since the beginning of the first run, and nats.
+        last: Seconds at which the last run began.
+        end: Seconds at which it ended.
+    """
+
+    points: list[tuple[float, float]]
+    last: float
+    end: float
+
+
+def timeline(runs: tuple[str, ...]) -> Timeline | None:
+    """What the runs of a training make when they are put one after the other; None if not all are there."""
+    found = [metrics(run) for run in runs if (RESULTS / "runs" / run).is_dir()]
+    if len(found) < len(runs):
+        return None
+    before = [sum(sitting[-1]["seconds"] for sitting in found[:i]) for i in range(len(found))]
+    points = [
+        (start + row["seconds"], row["valid_nll"])
+        for start, sitting in zip(before, found, strict=True)
+        for row in sitting
+        if row.get("valid_nll") is not None
+    ]
+    return Timeline(points, before[-1], before[-1] + found[-1][-1]["seconds"])
+
+
 def hours() -> list[dict[str, Any]]:
     """For each model the hours until quick validation was at each level or below, and kept weights below the paper."""
     rows = []
     for model, (runs, cores) in TRAININGS.items():
-        found = [metrics(run) for run in runs if (RESULTS / "runs" / run).is_dir()]
-        if len(found) < len(runs):
+        if (time := timeline(runs)) is None:
             continue
-        before = [sum(sitting[-1]["seconds"] for sitting in found[:i]) for i in range(len(found))]
-        timed = [
-            (start + row["seconds"], row["valid_nll"])
-            for start, sitting in zip(before, found, strict=True)
-            for row in sitting
-            if row.get("valid_nll") is not None
-        ]
-        row: dict[str, Any] = {"model": model, "cores": cores, "hours": (before[-1] + found[-1][-1]["seconds"]) / 3600}
+        row: dict[str, Any] = {"model": model, "cores": cores, "hours": time.end / 3600}
         for level in LEVELS:
-            row[f"valid {level:g}"] = next((seconds / 3600 for seconds, nll in timed if nll <= level), None)
-        row[f"test {PUBLISHED:g}"] = kept_below(runs[-1], before[-1])
+            row[f"valid {level:g}"] = next((seconds / 3600 for seconds, nll in time.points if nll <= level), None)
+        row[f"test {PUBLISHED:g}"] = kept_below(runs[-1], time.last)
         rows.append(row)
     return rows
+
+
+def bits_by_hours_markdown() -> str:
+    """Quick validation of the colour models, in bits/dim, at the last epoch before each of some hours, in Markdown."""
+    heads = ["model", "cores", *(f"{hour:g} h" for hour in HOURS), "at the end", "hours in all"]
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    for model, (runs, cores) in COLOUR_TRAININGS.items():
+        if (time := timeline(runs)) is None:
+            continue
+        reached = [[nll for seconds, nll in time.points if seconds <= 3600 * hour] for hour in (*HOURS, math.inf)]
+        bits = [f"{each[-1] / COLOUR_DIMENSIONS / math.log(2):.3f}" if each else "" for each in reached]
+        lines.append("| " + " | ".join([f"`{model}`", str(cores), *bits, f"{time.end / 3600:.2f}"]) + " |")
+    return "\n".join(lines)
 
 
 def metrics(run: str) -> list[dict[str, Any]]:
@@ -272,8 +313,9 @@ def pages() -> dict[str, list[str]]:
     """The tables in Markdown, by the page that shows them."""
     recipes = network_costs()
     results = [
-        *(markdown(name) for name in ("table1", "table2")),
+        *(markdown(name) for name in TABLES),
         hours_markdown(),
+        bits_by_hours_markdown(),
         ablations_markdown("stage 3"),
         ablations_markdown("stages 1 and 2"),
         ablations_markdown("stage 3", "ablations-second-start.json"),

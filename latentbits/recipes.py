@@ -435,8 +435,14 @@ RECIPES = {
     "mnist-resnet-iwae": Recipe(mnist_resnet_iwae, "its continuous twin", "not measured yet"),
     "cifar10-resnet": Recipe(cifar10_resnet, "paper, Table 3", "not measured yet"),
     "cifar10-resnet-iwae": Recipe(cifar10_resnet_iwae, "paper, Table 3", "not measured yet"),
-    "cifar10-small": Recipe(cifar10_small, "paper, Table 3, smaller", "not measured yet"),
-    "cifar10-small-iwae": Recipe(cifar10_small_iwae, "its continuous twin", "not measured yet"),
+    "cifar10-small": Recipe(
+        cifar10_small,
+        "paper, Table 3, smaller",
+        "1.9 hours on 1 core, in two runs: 4.69 bits/dim, first 1,000 test images",
+    ),
+    "cifar10-small-iwae": Recipe(
+        cifar10_small_iwae, "its continuous twin", "1.6 hours on 1 core: 4.58 bits/dim, first 1,000 test images"
+    ),
     "cifar10-wgan": Recipe(cifar10_wgan, "Arjovsky et al. 2017; paper, Figure 4b", "not measured yet"),
     "imagenet64-resnet": Recipe(imagenet64_resnet, "paper, Figure 3b", "not measured yet"),
     "imagenet64-resnet-iwae": Recipe(imagenet64_resnet_iwae, "its continuous twin", "not measured yet"),
