@@ -157,7 +157,7 @@ def markdown(name: str) -> str:
         error = test.get("raise_minus_standard_error") or 0.0
         raised = f"{test['raise_minus']:+.3f} ± {error:.3f}" if "raise_minus" in test else ""
         if raised and f"{test['raise_images']:,}" not in test["images"].split():  # such as "all 10,000"
-            raised += f" ({'' if test['raise_evenly_spaced'] else 'first '}{test['raise_images']:,})"
+            raised += f" ({'' if test['raise_evenly_spaced'] else 'first '}{test['raise_images']:,} images)"
         figures = [cell(row[split], in_bits) for split in ("test", "valid", "train")]
         lines.append("| " + " | ".join([row["model"], published, figures[0], raised, *figures[1:]]) + " |")
     return "\n".join(lines)

@@ -35,7 +35,7 @@ from .console import (
     parse,
     say,
 )
-from .evaluate import Counts, check_counts, evaluate, evenly_spaced, exact_log_partition
+from .evaluate import Counts, check_counts, evaluate, exact_log_partition, some_of
 from .files import FileError, write_atomically
 from .model import WGAN, LatentModel
 from .progress import Display, printable
@@ -105,7 +105,7 @@ def evaluate_run(
             raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
         splits = data_of(folder, data_dir)
         whole, unfinished = getattr(splits, split), folder.inner("unfinished-evaluation")
-        x = whole[evenly_spaced(len(whole), images)]
+        x = some_of(whole, images)
         started = time.monotonic()
         with Display(quiet=not is_first) as display:
             generator = torch.Generator(device).manual_seed(seed)
@@ -192,7 +192,7 @@ def curve_run(
         seconds_at = {row["epoch"]: row["seconds"] for row in folder.metrics() if row["stage"] == "joint"}
         splits = data_of(folder, data_dir)
         whole = getattr(splits, split)
-        x = whole[evenly_spaced(len(whole), images)]
+        x = some_of(whole, images)
         counted = (len(x), len(whole))
         settings = {"images": len(x), **counts._asdict(), "seed": seed}
         before = folder.curve(split)
@@ -204,7 +204,8 @@ def curve_run(
         if len(done) < len(before) and not overwrite:
             raise UsageError(
                 f"{folder.curve_path(split)}: has evaluations with other settings "
-                f"({describe_settings(before[0]['settings'])}); give the same, or --overwrite to replace them"
+                f"({describe_settings(before[0]['settings'])}, {before[0]['images']}); give the same, or "
+                "--overwrite to replace them"
             )
         for name in folder.kept():
             if name in done:

@@ -214,6 +214,11 @@ def evenly_spaced(images: int, count: int | None) -> Tensor:
     return torch.arange(count) * images // max(1, count)
 
 
+def some_of(x: Tensor, count: int | None) -> Tensor:
+    """So many of the data x (N, D), evenly spaced; the data themselves, not a copy, where that is all."""
+    return x if count is None or count >= len(x) else x[evenly_spaced(len(x), count)]
+
+
 @torch.no_grad()
 def fit_prior_base(model: LatentModel | RBM, x: Tensor) -> None:
     """Let annealing start from the mean bits of the posterior on training data x (N, D)."""

@@ -5,6 +5,7 @@ The only module that imports a plotting library.
 
 import io
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from .data import form_of
 from .evaluate import IMAGES_AT_ONCE, NLL, Evaluation, Report, doubts, evenly_spaced
-from .files import write_atomically
+from .files import FileError, write_atomically
 from .gibbs import gibbs, random_bits
 from .model import WGAN, GaussianModel, LatentModel, Model
 from .progress import STAGE_TITLES
@@ -327,7 +328,8 @@ def samples_beside(
 ) -> dict[str, Tensor]:
     """As many samples of other runs as there are of a first one, each by its label, the first one's before them.
 
-    Runs without weights, or of images of another form, are left out.
+    Runs without weights, or of images of another form, are left out; with a warning those whose weights cannot be
+    read into what their configuration describes, such as a model of one's own.
 
     Arguments:
         samples: The first run's, with shape (N, D).
@@ -340,9 +342,15 @@ def samples_beside(
     (first, *names), found = labels(runs), {}
     for number, (name, run) in enumerate(zip(names, runs[1:], strict=True), start=1):
         report("samples of the other runs", (number - 1) / len(names), "")
-        if (run.path / "model.safetensors").is_file() and form_of(run.config.data) == form:
-            generator = torch.Generator().manual_seed(0)
-            found[name] = draw(load(run.path), len(samples), gibbs_steps, generator, temperatures[number])
+        if not (run.path / "model.safetensors").is_file() or form_of(run.config.data) != form:
+            continue
+        try:
+            model = load(run.path)
+        except FileError as error:
+            warnings.warn(f"{run.path}: its samples are left out ({error})", stacklevel=2)
+            continue
+        generator = torch.Generator().manual_seed(0)
+        found[name] = draw(model, len(samples), gibbs_steps, generator, temperatures[number])
     return {first: samples, **found} if found else {}
 
 

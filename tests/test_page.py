@@ -432,6 +432,14 @@ def test_samples_of_runs_stand_side_by_side(runs, outline, tmp_path):
     assert torch.equal(beside["first"], samples)
     expected = lb.load(runs[1]).sample(7, 5, torch.Generator().manual_seed(0), temperatures=4)
     assert torch.equal(beside["second"], expected)
+    foreign = tmp_path / "foreign"
+    shutil.copytree(runs[1], foreign)
+    config = json.loads((foreign / "config.json").read_text())
+    config["model"]["latent"] += 1
+    (foreign / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="foreign: its samples are left out"):
+        beside = samples_beside(samples, [Run(runs[0]), Run(foreign)], form, 5, [1, 1], lambda *told: None)
+    assert beside == {}
     alone = samples_beside(samples, compared[:1], form, 5, [1], lambda *told: None)
     assert alone == {}
 
