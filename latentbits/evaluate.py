@@ -206,7 +206,7 @@ def check_counts(counts: Counts, images: int) -> None:
 
 
 def evenly_spaced(images: int, count: int | None) -> Tensor:
-    """Positions of so many images of a split, evenly spaced from its first; all if there are fewer, or for None.
+    """Positions (n,) of so many images of a split, evenly spaced from its first; all if there are fewer, or for None.
 
     A split may be sorted, as the published test images of binarized MNIST are, so that its first images are no sample.
     """
@@ -215,7 +215,7 @@ def evenly_spaced(images: int, count: int | None) -> Tensor:
 
 
 def some_of(x: Tensor, count: int | None) -> Tensor:
-    """So many of the data x (N, D), evenly spaced; the data themselves, not a copy, where that is all."""
+    """So many of the data x (N, D), evenly spaced, (n, D); the data themselves, not a copy, where that is all."""
     return x if count is None or count >= len(x) else x[evenly_spaced(len(x), count)]
 
 

@@ -285,7 +285,7 @@ def natural64_small() -> Config:
         autoencoder={"epochs": 10},
         rbm={"cd_epochs": 3},
         joint={"epochs": 50, "chains": 64},
-        validation={"every": 5},  # log Z takes as long as a third of an epoch
+        validation={"every": 5},  # epochs are short, and log Z of so large an RBM is not
     )
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .data import form_of
-from .evaluate import IMAGES_AT_ONCE, NLL, Evaluation, Report, doubts, evenly_spaced
+from .evaluate import IMAGES_AT_ONCE, NLL, Evaluation, Report, doubts, some_of
 from .files import FileError, write_atomically
 from .gibbs import gibbs, random_bits
 from .model import WGAN, GaussianModel, LatentModel, Model
@@ -400,7 +400,7 @@ def exhibits(run: Run, splits: Splits, gibbs_steps: int, temperatures: int, repo
     sheets["samples-over-nearest-training-images"] = over(sheets["samples"], nearest(sheets["samples"], splits.train))
     report("reconstructions", 0.0, "")
     if isinstance(model, LatentModel):
-        some = splits.test[evenly_spaced(len(splits.test), 50)]
+        some = some_of(splits.test, 50)
         sheets["reconstructions"] = reconstructions(model, some)
         outputs["final"] = encoder_output(model, splits.valid[:IMAGES_TO_ENCODE])
         if (run.path / "autoencoder.safetensors").is_file():
