@@ -28,8 +28,8 @@ from .rbm import RBM, Prior, check_bits
 LARGEST_EXACT_LAYER = 20
 """Up to this many units in the smaller layer log Z is summed exactly without being asked."""
 
-IMAGES_PER_PART = 500
-"""Images that are evaluated together; each such part has a random stream of its own."""
+IMAGES_PER_PART, DIMENSIONS_PER_PART = 500, 500 * 784
+"""Images that are evaluated together, at most; each such part has a random stream of its own and is written down."""
 
 IMAGES_AT_ONCE = 1000
 """Images that go through a network together where no gradient is wanted."""
@@ -442,11 +442,18 @@ def _bound(
         name = fingerprint((rank, processes), key, samples, keep, x, *model.state_dict().values())
         path = checkpoints / f"bound-{name}.safetensors"
     parts = _Parts(len(x), keep, model.prior, path)
-    for number, first in list(enumerate(range(0, len(x), IMAGES_PER_PART)))[rank::processes]:
-        rows = slice(first, min(first + IMAGES_PER_PART, len(x)))
-        if not parts.done[first]:
-            parts.put(rows, model.importance_sums(x[rows], samples, keep, fork(key, number, x.device)))
-        report(f"bound with K = {samples:,}", rows.stop / len(x), "")
+    size = max(1, min(IMAGES_PER_PART, DIMENSIONS_PER_PART // x.shape[1]))
+    for number, first in list(enumerate(range(0, len(x), size)))[rank::processes]:
+        if parts.done[first]:
+            continue
+        rows = slice(first, min(first + size, len(x)))
+
+        def tell(share: float, rows: slice = rows) -> None:
+            done = rows.start + share * (rows.stop - rows.start)
+            report(f"bound with K = {samples:,}", done / len(x), "")
+
+        tell(0.0)
+        parts.put(rows, model.importance_sums(x[rows], samples, keep, fork(key, number, x.device), tell))
     # a process's rows are zeros in the others
     merged = (distributed.total(values) for values in (parts.log_sum, parts.log_sum_squares, parts.z))
     sums = ImportanceSums(samples, *merged)

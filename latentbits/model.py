@@ -232,7 +232,12 @@ class LatentModel(nn.Module):
 
     @torch.no_grad()
     def importance_sums(
-        self, x: Tensor, samples: int, keep: int = 0, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        samples: int,
+        keep: int = 0,
+        generator: torch.Generator | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> "ImportanceSums":
         """Draw K posterior samples for each datum in chunks, keeping sums of their weights and a few of them.
 
@@ -241,20 +246,34 @@ class LatentModel(nn.Module):
             samples: K, posterior samples for each datum.
             keep: Number m of samples to keep, independent draws from the normalised weights.
             generator: Source of the randomness; the default generator if None.
+            progress: Told after each chunk what share of all is done.
         """
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         check_shape("x", x, "B", self.inputs)
         x = x.to(self.prior.visible_bias)
         rows = max(1, ELEMENTS_PER_CHUNK // (min(samples, 64) * self._elements(x)))
-        parts = [self._importance_sums(part, samples, keep, generator) for part in x.split(rows)]
+        parts = []
+        for first in range(0, len(x), rows):
+            part = x[first : first + rows]
+
+            def tell(share: float, first: int = first, count: int = len(part)) -> None:
+                if progress is not None:
+                    progress((first + share * count) / len(x))
+
+            parts.append(self._importance_sums(part, samples, keep, generator, tell))
         log_sum, log_sum_squares, z = (
             torch.cat(part, -2 if part[0].dim() == 3 else 0) for part in zip(*parts, strict=True)
         )
         return ImportanceSums(samples, log_sum, log_sum_squares, z)
 
     def _importance_sums(
-        self, x: Tensor, samples: int, keep: int, generator: torch.Generator | None
+        self,
+        x: Tensor,
+        samples: int,
+        keep: int,
+        generator: torch.Generator | None,
+        tell: Callable[[float], None],
     ) -> tuple[Tensor, Tensor, Tensor]:
         q = self.posterior(x)
         B, M = x.shape[0], self.prior.visible
@@ -279,6 +298,7 @@ class LatentModel(nn.Module):
                 index = index.clamp(max=z.shape[0] - 1).T[:, :, None].expand(-1, -1, M)
                 taken = u[1] < (log_chunk - log_sum).exp()
                 kept = torch.where(taken[:, :, None], z.gather(0, index), kept)
+            tell(min(first + chunk, samples) / samples)
         return log_sum, log_sum_squares, kept
 
     @torch.no_grad()
@@ -441,8 +461,9 @@ def build(config: ModelConfig, form: Form, generator: torch.Generator | None = N
         if config.network == "none":
             return RBM(form.dimensions, config.hidden)
         if config.network == "dcgan":
-            generating = DCGenerator(form.image, config.maps, config.latent)
-            return WGAN(generating, DCCritic(form.image, config.maps), NormalPrior(config.latent), form.levels)
+            generating = DCGenerator(form.image, config.maps, config.latent, config.precision)
+            critic = DCCritic(form.image, config.maps, config.precision)
+            return WGAN(generating, critic, NormalPrior(config.latent), form.levels)
         continuous = config.prior == "normal"
         encoder, decoder = networks(config, form, config.latent * (2 if continuous else 1))
         family = Bits if form.levels == 2 else partial(LogisticMixture, channels=form.channels)

@@ -313,6 +313,17 @@ class ResNetDecoder(nn.Module):
         self.offset.copy_(offset)
 
 
+class _ToMaps(nn.Unflatten):
+    """Features (N, C * H * W) to maps (N, C, H, W), laid out as convolutions are fastest."""
+
+    def __init__(self, maps: Sequence[int]) -> None:
+        super().__init__(1, tuple(maps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as above."""
+        return super().forward(x).contiguous(memory_format=torch.channels_last)
+
+
 class DCGenerator(nn.Sequential):
     """Latents (N, M) to images (N, D) in [-1, 1] by transposed convolutions (Radford et al. 2016).
 
@@ -320,16 +331,26 @@ class DCGenerator(nn.Sequential):
         image: Channels, height and width; D is their product.
         maps: Feature maps of the critic's layers, which are used from the last to the first.
         inputs: M.
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs.
     """
 
-    def __init__(self, image: tuple[int, int, int], maps: Sequence[int], inputs: int) -> None:
+    def __init__(
+        self, image: tuple[int, int, int], maps: Sequence[int], inputs: int, precision: str = "float32"
+    ) -> None:
         channels, height, width = image
         final = _quarters((height, width), len(maps))
         first = nn.Linear(inputs, maps[-1] * final[0] * final[1])
-        layers: list[nn.Module] = [first, nn.Unflatten(1, (maps[-1], *final))]
+        layers: list[nn.Module] = [first, _ToMaps((maps[-1], *final))]
         for before, after in pairwise((*reversed(maps), channels)):
             layers += [nn.BatchNorm2d(before), nn.ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
         super().__init__(*layers, nn.Tanh(), nn.Flatten(1))
+        self.precision = precision
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Shapes as above."""
+        with in_precision(self.precision, z.device):
+            images: Tensor = super().forward(z)
+        return images.to(z.dtype)
 
 
 class DCCritic(nn.Sequential):
@@ -338,15 +359,23 @@ class DCCritic(nn.Sequential):
     Arguments:
         image: Channels, height and width; D is their product.
         maps: Feature maps of the layers, each of which halves the image.
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs.
     """
 
-    def __init__(self, image: tuple[int, int, int], maps: Sequence[int]) -> None:
+    def __init__(self, image: tuple[int, int, int], maps: Sequence[int], precision: str = "float32") -> None:
         channels, height, width = image
         final = _quarters((height, width), len(maps))
-        layers: list[nn.Module] = [nn.Unflatten(1, image)]
+        layers: list[nn.Module] = [_ToMaps(image)]
         for before, after in pairwise((channels, *maps)):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Flatten(1), nn.Linear(maps[-1] * final[0] * final[1], 1))
+        self.precision = precision
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as above."""
+        with in_precision(self.precision, x.device):
+            value: Tensor = super().forward(x)
+        return value.to(x.dtype)
 
 
 def _quarters(size: tuple[int, int], count: int) -> tuple[int, int]:

@@ -131,12 +131,13 @@ class Display:
     ) -> None:
         self._bar.stop()
 
-    def phase(self, title: str, total: float, done: int = 0) -> None:
+    def phase(self, title: str, total: float, done: float = 0.0) -> None:
         """Begin a bar for a phase of ``total`` steps."""
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(title, total=total, completed=done)
-        self._title, self._total, self._done = title, total, float(done)
+        self._task = self._bar.add_task(title, total=total)
+        self._bar.update(self._task, completed=done)
+        self._title, self._total, self._done = title, total, done
         self._marks = deque([(time.monotonic(), self._done)])  # when so much was done
         self._told, self._due = time.monotonic(), self._done
 
@@ -170,7 +171,7 @@ class Display:
     def share(self, title: str, share: float, so_far: str = "") -> None:
         """Show that a phase has come to a share of its work between 0 and 1, and what it has found so far."""
         if self._task is None or self._title != title:
-            self.phase(title, 1.0)
+            self.phase(title, 1.0, share)  # what was there already says nothing of the time that the rest takes
         assert self._task is not None
         self._bar.update(self._task, description=f"{title}: {so_far}" if so_far else title)
         self.advance(share)

@@ -325,7 +325,8 @@ def cifar10_wgan() -> Config:
     return Config(
         recipe="cifar10-wgan",
         data=DataConfig(name="cifar10"),
-        model=ModelConfig(network="dcgan", maps=(64, 128, 256), latent=100, prior="normal"),
+        # bfloat16: a third of the time
+        model=ModelConfig(network="dcgan", maps=(64, 128, 256), latent=100, prior="normal", precision="bfloat16"),
         autoencoder=AutoencoderConfig(epochs=0),
         rbm=RBMConfig(cd_epochs=0, pcd_epochs=0),
         joint=JointConfig(epochs=0),

@@ -62,6 +62,20 @@ def test_networks_have_the_shapes_of_images():
             net()
 
 
+def test_bfloat16_gives_almost_the_same_images_and_values_in_float32():
+    form, z = Form(3, 8, 8, 256), torch.randn(5, 4, generator=seeded(2))
+    images, values = [], []
+    for precision in ("float32", "bfloat16"):
+        config = gan(1).model.model_copy(update={"precision": precision})
+        model = build(config, form, seeded(3)).eval()
+        images.append(model.generator(z))
+        values.append(model.critic(images[0]))
+    assert images[1].dtype == values[1].dtype == torch.float32
+    # 8 bits of a number are kept by each of three layers
+    assert 0 < float((images[0] - images[1]).detach().abs().max()) < 0.02
+    assert 0 < float((values[0] - values[1]).detach().abs().max()) < 0.02
+
+
 def test_losses_of_a_linear_critic():
     """Of c(x) = 2 x_0 - x_1, by hand."""
     critic, generator = nn.Linear(2, 1, bias=False), nn.Linear(1, 2, bias=False)

@@ -225,6 +225,21 @@ class InterruptionError(Exception):
     pass
 
 
+def test_parts_of_large_images_are_smaller_and_progress_is_told_within_them(model, x, monkeypatch):
+    told = []
+    monkeypatch.setattr(MODULE, "DIMENSIONS_PER_PART", 3 * x.shape[1])
+    scored, score = [], LatentModel.importance_sums
+    monkeypatch.setattr(
+        LatentModel, "importance_sums", lambda self, part, *a: scored.append(len(part)) or score(self, part, *a)
+    )
+    evaluate(model, x[:8], "valid", Counts(200, 100, 40, 0), "linear", seeded(11), lambda *call: told.append(call))
+    assert scored == [3, 3, 2, 3, 3, 2]
+    shares = [share for title, share, _ in told if title == "bound with K = 200"]
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0  # before any work
+    assert shares[-1] == 1.0
+
+
 @pytest.mark.parametrize("phase", ["AIS", "bound with K = 200", "RAISE"])
 def test_an_interrupted_evaluation_goes_on_to_the_same_result(model, x, tmp_path, monkeypatch, phase):
     """What was written down is not computed again; at the end nothing is left of it."""
@@ -252,7 +267,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_result(model, x, tmp_path
     monkeypatch.setattr(LatentModel, "importance_sums", lambda *a, **b: scored.append(1) or score(*a, **b))
     resumed = run(lambda name, share, _: told.setdefault(name, share), tmp_path)
     assert resumed == whole
-    assert len(scored) == {"AIS": 6, "bound with K = 200": 4, "RAISE": 0}[phase]  # three parts for each K
+    assert len(scored) == {"AIS": 6, "bound with K = 200": 5, "RAISE": 0}[phase]  # three parts for each K
     if "bound" not in phase:
         assert told[phase] > 0.5
     assert ("AIS" in told) == (phase == "AIS")  # what had come to its end is not done again

@@ -89,6 +89,17 @@ def test_chunks_do_not_change_what_is_estimated(model, x, monkeypatch):
     torch.testing.assert_close(whole.effective_sample_size, chunked.effective_sample_size, rtol=0.05, atol=0)
 
 
+def test_progress_is_told_after_each_chunk_of_data_and_of_samples(model, x, monkeypatch):
+    told, data = [], x[:1].expand(3, -1)
+    monkeypatch.setattr(latentbits.model, "ELEMENTS_PER_CHUNK", 64 * model._elements(x))
+    model.importance_sums(data, 100, generator=seeded(0), progress=told.append)
+    assert told == sorted(told)
+    assert len(told) == 6  # each datum alone, in two chunks of samples
+    assert told[-1] == 1.0
+    quiet = model.importance_sums(data, 100, generator=seeded(0))
+    assert torch.equal(quiet.log_sum, model.importance_sums(data, 100, 0, seeded(0), told.append).log_sum)
+
+
 def test_no_tensor_exceeds_the_chunk_whatever_k(model, x, monkeypatch):
     monkeypatch.setattr(latentbits.model, "ELEMENTS_PER_CHUNK", 5000)
     sizes = []

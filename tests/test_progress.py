@@ -56,6 +56,14 @@ def test_shares_of_named_phases_are_told_too(clock, capsys):
     assert 8 <= titles.count("AIS") == titles.count("RAISE") <= 10
 
 
+def test_what_a_resumed_phase_begins_with_took_no_time(clock):
+    display = Display(quiet=True)
+    display.share("bound", 0.4)
+    clock.seconds += 30
+    display.share("bound", 0.5)
+    assert display.seconds_left() == pytest.approx(150)
+
+
 def test_an_epochs_line_counts_as_one(clock, capsys):
     """Training prints a line for each epoch; others come between only where epochs are long."""
     with Display() as display:
