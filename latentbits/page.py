@@ -35,8 +35,8 @@ from .model import GaussianModel, LatentModel, Model
 from .progress import STAGE_TITLES
 from .rbm import RBM
 from .recipes import RECIPES
-from .records import Record
-from .report import EVALUATION_HEAD, Exhibits, evaluation_captions, evaluation_rows, grid, labels, present, zoom_for
+from .records import EVALUATION_HEAD, Record, evaluation_captions, evaluation_rows
+from .report import Exhibits, grid, labels, present, zoom_for
 from .runs import STAGES, Run
 from .splits import Form, Splits
 

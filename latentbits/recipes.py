@@ -284,7 +284,7 @@ def natural64_small() -> Config:
         model={"maps": (16, 32, 64, 256)},
         autoencoder={"epochs": 10},
         rbm={"cd_epochs": 3},
-        joint={"epochs": 50, "chains": 64},
+        joint={"epochs": 40, "chains": 64},
         validation={"every": 5},  # epochs are short, and log Z of so large an RBM is not
     )
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import __version__, distributed
-from .evaluate import Evaluation
+from .evaluate import NLL, Evaluation, doubts
 from .files import append_line, read_text, write_json
 from .runs import Run, RunError
 from .splits import Splits
@@ -134,3 +134,55 @@ def last_evaluation(run: Run) -> Record | None:
         return Record(Evaluation.model_validate(about["evaluation"]), about)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path}: damaged; evaluate again to replace it") from error
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f}"
+
+
+EVALUATION_HEAD = ("", "nats", "± MC", "± images", "bits/dim", "images", "K", "ESS")
+
+
+def evaluation_rows(evaluation: Evaluation) -> list[list[str]]:
+    """An evaluation's estimates, with a cell for each title of ``EVALUATION_HEAD``."""
+
+    def row(name: str, of: NLL) -> list[str]:
+        return [
+            name,
+            f"{of.nll:.3f}",
+            _number(of.standard_error_monte_carlo),
+            _number(of.standard_error_images),
+            f"{of.bits_per_dimension:.4f}",
+            f"{of.images:,}",
+            f"{of.samples:,}" if of.samples else "",
+            f"{of.effective_sample_size:,.{0 if of.effective_sample_size >= 100 else 1}f}" if of.samples else "",
+        ]
+
+    bound = "L_K, " if evaluation.likelihood.samples else ""  # an RBM over the data sums nothing out by sampling
+    method = "exact Z" if evaluation.log_partition.method == "exact" else "AIS"
+    rows = [row(f"{bound}{method}", evaluation.likelihood)]
+    if evaluation.likelihood_fewer_samples:
+        rows.append(row("smaller K", evaluation.likelihood_fewer_samples))
+    if evaluation.likelihood_raise:
+        rows.append(row("RAISE", evaluation.likelihood_raise))
+    return rows
+
+
+def evaluation_captions(evaluation: Evaluation) -> list[str]:
+    """What the columns are, log Z, how RAISE differs on the images that it shares with the first row, and doubts."""
+    lines = ["± MC: Monte-Carlo error for these images; ± images: standard error over images"]
+    for log_z in (evaluation.log_partition, evaluation.log_partition_ais):
+        if log_z and log_z.method == "exact":
+            lines.append(f"log Z = {log_z.value:.3f}, exact")
+        elif log_z:
+            lines.append(
+                f"log Z = {log_z.value:.3f} ± {_number(log_z.standard_error)} by AIS, {log_z.chains:,} chains, "
+                f"{log_z.temperatures:,} {log_z.schedule} temperatures, ESS {log_z.effective_sample_size:,.0f}"
+            )
+    if raised := evaluation.likelihood_raise:
+        lines.append(
+            f"RAISE minus the first row on the same {raised.images:,} images: {raised.difference:+.3f} ± "
+            f"{_number(raised.difference_standard_error)} ({raised.resampled} resampled, "
+            f"{raised.temperatures:,} temperatures)"
+        )
+    return [*lines, *(f"Doubtful: {doubt}" for doubt in doubts(evaluation))]

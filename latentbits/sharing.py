@@ -5,15 +5,20 @@ is :class:`latentbits.hub.HubModel`'s work.
 """
 
 import json
-import math
 from pathlib import Path
 
 from . import __version__
 from .config import Config, ModelConfig
 from .data import form_of
-from .evaluate import NLL, doubts
 from .files import write_atomically, write_json
-from .records import Record, last_evaluation, of_other_data
+from .records import (
+    EVALUATION_HEAD,
+    Record,
+    evaluation_captions,
+    evaluation_rows,
+    last_evaluation,
+    of_other_data,
+)
 from .runs import Run, RunError, load
 
 CARD = "README.md"
@@ -131,28 +136,14 @@ def architecture(config: ModelConfig) -> str:
 def evaluation_lines(record: Record) -> list[str]:
     """The evaluation as a table in Markdown, and how it was made."""
     evaluation, about = record
-    log_z = evaluation.log_partition
-    rows: list[tuple[str, NLL | None]] = [
-        ("exact log Z" if log_z.method == "exact" else "log Z by AIS", evaluation.likelihood),
-        ("the same with a smaller K", evaluation.likelihood_fewer_samples),
-        ("RAISE", evaluation.likelihood_raise),
-    ]
     lines = [
         f"Negative log-likelihood of the {evaluation.split} split ({about['images']}), in nats an image:",
         "",
         *(["**These are other data than those that it was trained on.**", ""] if of_other_data(record) else []),
-        "| | NLL | Monte-Carlo error | over images | bits/dim | images | K |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| {' | '.join(EVALUATION_HEAD)} |",
+        f"|{' --- |' * len(EVALUATION_HEAD)}",
+        *(f"| {' | '.join(row)} |" for row in evaluation_rows(evaluation)),
     ]
-    for title, row in rows:
-        if row is not None:
-            errors = (row.standard_error_monte_carlo, row.standard_error_images)
-            texts = ["?" if error is None or not math.isfinite(error) else f"{error:.3f}" for error in errors]
-            counts = (f"{row.bits_per_dimension:.4f}", f"{row.images:,}", f"{row.samples:,}")
-            cells = (title, f"{row.nll:.3f}", *texts, *counts)
-            lines.append("| " + " | ".join(cells) + " |")
-    if log_z.method == "ais":
-        lines += ["", f"log Z: {log_z.chains:,} chains, {log_z.temperatures:,} temperatures."]
-    for doubt in doubts(evaluation):
-        lines += ["", f"**Doubtful:** {doubt}"]
+    for caption in evaluation_captions(evaluation):
+        lines += ["", caption]
     return [*lines, "", f"Command: `{about['command']}`"]
