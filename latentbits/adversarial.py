@@ -58,5 +58,6 @@ def train_wgan(session: Session, model: WGAN, config: AdversarialConfig) -> None
             generator_loss(model, model.prior.sample(len(batch), state.generator)).backward()
             distributed.average_gradients(model.generator.parameters())
             generator.step()
+        distributed.average_statistics(model.generator)
         session.record(distance=-loss.detach())
     session.save_weights("model", {"stage": state.stage, "step": str(state.step)})

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn as nn
 from torch import Tensor
 
 
@@ -123,10 +124,26 @@ def wait() -> None:
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its mean over processes, in one message."""
-    size = world().size
-    if size == 1:
+    if world().size == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    mean = total(torch.cat([g.flatten() for g in gradients])) / size
-    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    _average([p.grad for p in parameters if p.grad is not None])
+
+
+def average_statistics(net: nn.Module) -> None:
+    """Replace batch normalization's running means and variances by those over processes, in one message.
+
+    Each process normalizes by the statistics of its own share of a batch, and weights are evaluated with the running
+    ones, of which there may be only one version.
+    """
+    if world().size == 1:
+        return
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    if statistics := [each for norm in norms for each in (norm.running_mean, norm.running_var) if each is not None]:
+        _average(statistics)
+
+
+@torch.no_grad()
+def _average(tensors: list[Tensor]) -> None:
+    mean = total(torch.cat([t.flatten() for t in tensors])) / world().size
+    for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -105,6 +105,7 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
             center(prior, z_negative)
         nets.step()
         sgd.step()
+        distributed.average_statistics(model)
         shrink(model, config.weight_decay * factor)
         if state.average is not None:
             state.average.update_parameters(model)

@@ -72,6 +72,7 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
         loss.backward()
         distributed.average_gradients(model.parameters())
         optimizer.step()
+        distributed.average_statistics(model)
         shrink(model, config.weight_decay * factor)
         session.record(reconstruction=loss.detach())
 

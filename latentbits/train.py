@@ -158,10 +158,6 @@ def check_shares(config: Config) -> None:
         for name in ("batch_size", "chains")
         if (value := getattr(getattr(config, section), name, 0)) % processes
     ]
-    if processes > 1 and config.model.network == "resnet" and config.model.norm == "batch":
-        problems.append("model.norm: batch normalization is for one process; expected weight or none")
-    if processes > 1 and config.model.network == "dcgan":
-        problems.append("model.network: dcgan has batch normalization, which is for one process")
     if problems:
         raise RunError("\n".join(problems))
 

@@ -137,15 +137,34 @@ def test_an_evaluation_by_two_processes_is_that_of_one(trained, tmp_path):
     assert not (folder / "unfinished-evaluation").exists()
 
 
-@pytest.mark.parametrize(("stage", "step"), [("rbm", 5), ("joint", 4)])
-def test_two_processes_stop_and_go_on_to_the_same_weights(tmp_path, stage, step):
-    """With the same number of processes a resumed run is bit-identical to one that was never stopped."""
-    whole, parts = (Run(tmp_path / name) for name in ("whole", "parts"))
+def test_running_statistics_are_the_means_over_processes(both):
+    """They are linear in what each batch adds, so the means of two that ran alone are expected."""
+    norms = [torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)]
+    for rank, norm in enumerate(norms):
+        for step in range(2):
+            norm(torch.randn(20, 3, 2, 2, generator=two_processes.seeded(10 * step + rank)) * (1 + rank))
+    alone = [torch.cat([norm.running_mean, norm.running_var]) for norm in norms]
+    assert (alone[0] - alone[1]).abs().max() > 0.1
+    for result in both:
+        torch.testing.assert_close(result["statistics"], (alone[0] + alone[1]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "step"),
+    [("all", "rbm", 5), ("all", "joint", 4), ("gan", "adversarial", 3), ("batch", "autoencoder", 4)],
+)
+def test_two_processes_stop_and_go_on_to_the_same_weights(tmp_path, kind, stage, step):
+    """With the same number of processes a resumed run is bit-identical to one that was never stopped.
+
+    The script also finds weights and statistics the same in both processes wherever they are saved.
+    """
+    whole, parts = (Run(tmp_path / kind / name) for name in ("whole", "parts"))
     run_processes(2, SCRIPT, str(whole.path), "none", "0", "start")
     run_processes(2, SCRIPT, str(parts.path), stage, str(step), "start")
     stopped = load_state(parts.checkpoint)
     assert (stopped["stage"], stopped["step"]) == (stage, step)
-    assert stopped["chains"]["tempering"][2][0].sum() > 0  # swaps since the temperatures were placed
+    if kind == "all":
+        assert stopped["chains"]["tempering"][2][0].sum() > 0  # swaps since the temperatures were placed
     output = run_processes(2, SCRIPT, str(parts.path), "none", "0", "resume")
     assert "not bit-identical" not in output
     assert whole.finished

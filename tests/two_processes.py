@@ -10,7 +10,15 @@ from safetensors.torch import save_file
 
 from latentbits import RBM, LatentModel, distributed
 from latentbits.anneal import adaptive_schedule, ais, raise_log_prob
-from latentbits.config import AutoencoderConfig, Config, JointConfig, ModelConfig, RBMConfig, ValidationConfig
+from latentbits.config import (
+    AdversarialConfig,
+    AutoencoderConfig,
+    Config,
+    JointConfig,
+    ModelConfig,
+    RBMConfig,
+    ValidationConfig,
+)
 from latentbits.distributions import Bits
 from latentbits.evaluate import Counts, evaluate
 from latentbits.model import build
@@ -69,7 +77,35 @@ def gradients(objective):
 
 def everything():
     """All of the above, by name."""
-    return {**annealed(), **evaluated(), "gradient": gradients("vimco")}
+    return {**annealed(), **evaluated(), "gradient": gradients("vimco"), "statistics": statistics()}
+
+
+def statistics():
+    """Running mean and variance of batch normalization after two steps, averaged over processes that share the data."""
+    norm, rank = torch.nn.BatchNorm2d(3), distributed.world().rank
+    for step in range(2):
+        norm(torch.randn(20, 3, 2, 2, generator=seeded(10 * step + rank)) * (1 + rank))
+        distributed.average_statistics(norm)
+    return torch.cat([norm.running_mean, norm.running_var])
+
+
+WITHOUT_PRIOR = {"rbm": RBMConfig(cd_epochs=0, pcd_epochs=0), "joint": JointConfig(epochs=0)}
+
+
+def gan_config():
+    """A GAN of the digits: six steps."""
+    return Config(
+        model=ModelConfig(network="dcgan", maps=(4, 8), latent=4, prior="normal"),
+        autoencoder=AutoencoderConfig(epochs=0),
+        adversarial=AdversarialConfig(epochs=2, batch_size=398, critic_steps=2),
+        **WITHOUT_PRIOR,
+    )
+
+
+def batch_config():
+    """Stage 1 of residual networks with batch normalization on the digits: six steps."""
+    model = ModelConfig(network="resnet", maps=(4, 8), repeats=1, latent=8, hidden=6, norm="batch")
+    return Config(model=model, autoencoder=AutoencoderConfig(epochs=2, batch_size=398, scales=(1.0,)), **WITHOUT_PRIOR)
 
 
 def small_config():
@@ -86,15 +122,26 @@ def small_config():
 
 def train_until(folder, stage, step, resume):
     """Train; stop at a step of a stage, as at the end of the time that is allowed."""
-    session, check = import_module("latentbits.session").Session, None
+    session = import_module("latentbits.session").Session
+    configs = {"gan": gan_config, "batch": batch_config}
+    config = configs.get(folder.parent.name, small_config)()
 
     def stop_there(self):
         self.stop = self.stop or (self.state.stage, self.state.step) == (stage, step)
         check(self)
 
-    check = session._checkpoint_if_due
-    with mock.patch.object(session, "_checkpoint_if_due", stop_there), distributed.processes():
-        train(small_config(), folder, resume=resume)
+    def save_what_all_have(self, name, origin=None):
+        for each in self.state.evaluated.state_dict().values():
+            assert torch.equal(distributed.gather(each[None]), each.expand(distributed.world().size, *each.shape))
+        save(self, name, origin)
+
+    check, save = session._checkpoint_if_due, session.save_weights
+    with (
+        mock.patch.object(session, "_checkpoint_if_due", stop_there),
+        mock.patch.object(session, "save_weights", save_what_all_have),
+        distributed.processes(),
+    ):
+        train(config, folder, resume=resume)
 
 
 def main(folder):
