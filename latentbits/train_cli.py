@@ -245,7 +245,8 @@ def run_train(args: Sequence[str]) -> int:
     place = f" --data-dir {shlex.quote(str(options.data_dir))}" if options.data_dir else ""
     path = shlex.quote(str(run.path))
     if run.finished:
-        say(f"finished: {run.path}\nnext: latentbits evaluate {path}{place}")
+        command = f"sample {path}" if config.model.network == "dcgan" else f"evaluate {path}{place}"
+        say(f"finished: {run.path}\nnext: latentbits {command}")
     else:
         say(f"stopped: {run.path}\nnext: latentbits train {config.recipe} --run {path} --resume{place}")
     return 0

@@ -138,6 +138,12 @@ def test_it_is_drawn_from_and_not_evaluated(tmp_path, greys, capsys):
     assert "a GAN has no likelihood to evaluate" in capsys.readouterr().err
 
 
+def test_what_comes_next_is_to_draw_from_it(tmp_path, greys, capsys):
+    small = "--data.name images --data.size 8 --model.maps 8 16 --adversarial.epochs 1 --adversarial.batch-size 16"
+    assert main(["train", "cifar10-wgan", "--run", str(tmp_path / "run"), *small.split()]) == 0
+    assert f"next: latentbits sample {tmp_path / 'run'}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
