@@ -217,7 +217,8 @@ def bits_by_hours_markdown() -> str:
     for model, (runs, cores, dimensions) in COLOUR_TRAININGS.items():
         if (time := timeline(runs)) is None:
             continue
-        reached = [[nll for seconds, nll in time.points if seconds <= 3600 * hour] for hour in (*HOURS, math.inf)]
+        until = [hour if 3600 * hour <= time.end else 0.0 for hour in HOURS]  # none after its end
+        reached = [[nll for seconds, nll in time.points if seconds <= 3600 * hour] for hour in (*until, math.inf)]
         bits = [f"{each[-1] / dimensions / math.log(2):.3f}" if each else "" for each in reached]
         lines.append("| " + " | ".join([f"`{model}`", str(cores), *bits, f"{time.end / 3600:.2f}"]) + " |")
     return "\n".join(lines)

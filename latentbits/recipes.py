@@ -330,7 +330,8 @@ def cifar10_wgan() -> Config:
         autoencoder=AutoencoderConfig(epochs=0),
         rbm=RBMConfig(cd_epochs=0, pcd_epochs=0),
         joint=JointConfig(epochs=0),
-        adversarial=AdversarialConfig(epochs=100),  # of the critic; the generator has a fifth of the steps
+        # of the critic; the generator has a fifth of the steps, and both twice the rate of Arjovsky et al.
+        adversarial=AdversarialConfig(epochs=40, learning_rate=1e-4),
     )
 
 
@@ -444,10 +445,12 @@ RECIPES = {
     "cifar10-small-iwae": Recipe(
         cifar10_small_iwae, "its continuous twin", "1.6 hours on 1 core: 4.58 bits/dim, first 1,000 test images"
     ),
-    "cifar10-wgan": Recipe(cifar10_wgan, "Arjovsky et al. 2017; paper, Figure 4b", "not measured yet"),
+    "cifar10-wgan": Recipe(cifar10_wgan, "Arjovsky et al. 2017; paper, Figure 4b", "38 minutes on 1 core"),
     "imagenet64-resnet": Recipe(imagenet64_resnet, "paper, Figure 3b", "not measured yet"),
     "imagenet64-resnet-iwae": Recipe(imagenet64_resnet_iwae, "its continuous twin", "not measured yet"),
-    "natural64-small": Recipe(natural64_small, "paper, Figure 3b, smaller and on other data", "not measured yet"),
+    "natural64-small": Recipe(
+        natural64_small, "paper, Figure 3b, smaller and on other data", "1.2 hours on 1 core: 4.62 bits/dim, test"
+    ),
     "my-images": Recipe(my_images, "your own pictures, with --data-dir", "depends on them"),
     "mnist-rbm": Recipe(mnist_rbm, "Salakhutdinov & Murray 2008", "1.5 hours on 1 core: 86.89 nats, test"),
 }
