@@ -137,13 +137,15 @@ def average_statistics(net: nn.Module) -> None:
     """
     if world().size == 1:
         return
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d  # networks of one's own may have any
+    norms = [module for module in net.modules() if isinstance(module, kinds)]
     if statistics := [each for norm in norms for each in (norm.running_mean, norm.running_var) if each is not None]:
         _average(statistics)
 
 
 @torch.no_grad()
 def _average(tensors: list[Tensor]) -> None:
+    """Replace each tensor (*) by its mean over processes."""
     mean = total(torch.cat([t.flatten() for t in tensors])) / world().size
     for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))

@@ -246,7 +246,7 @@ class LatentModel(nn.Module):
             samples: K, posterior samples for each datum.
             keep: Number m of samples to keep, independent draws from the normalised weights.
             generator: Source of the randomness; the default generator if None.
-            progress: Told after each chunk what share of all is done.
+            progress: Told after each chunk what share of all, between 0 and 1, is done.
         """
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
