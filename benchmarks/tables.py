@@ -1,8 +1,8 @@
 """The paper's Tables 1 to 3 beside what was measured here, from the JSON files in ``results/``.
 
 ``python benchmarks/tables.py`` writes ``results/table1.json`` to ``table3.json``, and ``results/hours.json`` with how
-long training took to come below some likelihoods, and puts the tables into ``docs/results.md`` and
-``docs/performance.md`` in place of their earlier state. A test looks for them there.
+long training took to come below some likelihoods, and puts the tables into the pages of ``docs/`` that show them, in
+place of their earlier state. A test looks for them there.
 """
 
 import itertools
@@ -317,16 +317,19 @@ def overfitting_markdown(recipes: dict[str, Any]) -> str:
 def pages() -> dict[str, list[str]]:
     """The tables in Markdown, by the page that shows them."""
     recipes = network_costs()
-    results = [
-        *(markdown(name) for name in TABLES),
-        hours_markdown(),
-        bits_by_hours_markdown(),
+    ablations = [
         ablations_markdown("stage 3"),
         ablations_markdown("stages 1 and 2"),
         ablations_markdown("stage 3", "ablations-second-start.json"),
         ablations_markdown("random weights", "ablations-second-start.json"),
     ]
-    return {"results.md": results, "performance.md": [costs_markdown(recipes), overfitting_markdown(recipes)]}
+    return {
+        "results.md": [markdown(name) for name in TABLES],
+        "mnist.md": [hours_markdown()],
+        "colour.md": [bits_by_hours_markdown()],
+        "ablations.md": ablations,
+        "performance.md": [costs_markdown(recipes), overfitting_markdown(recipes)],
+    }
 
 
 def put_in(page: str, made: str) -> str:

@@ -88,7 +88,7 @@ def mnist_mlp_best() -> Config:
     """The same networks and VIMCO, with what helped: bent images, a sleep phase, K that rises, more epochs."""
     return mnist_mlp().vary(
         "mnist-mlp-best",
-        # both kinds of augmentation together lost least to the training set after stage 2; see docs/results.md
+        # both kinds of augmentation together lost least to the training set after stage 2; see docs/ablations.md
         autoencoder={"shift": 0.5, "distort": 1.5, "scales": (1.0,)},
         rbm={"cd_epochs": 4, "pcd_epochs": 4},  # short: stage 3 goes on with the prior
         joint={
