@@ -180,19 +180,21 @@ def main() -> None:
     unknown = [name for name in arguments.names if name not in study.variations]
     if unknown:
         parser.error(f"names: expected some of {', '.join(study.variations)}, got {', '.join(unknown)}")
-    results: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
     lock = Lock()
+
+    def found() -> dict[str, Any]:
+        return json.loads(out.read_text()) if out.is_file() else {}
 
     def one(name: str) -> None:
         line = train_and_evaluate(recipe, name, arguments.weights, arguments.data_dir, runs)
         with lock:
-            results[name] = line
-            write_json(out, results)
-            show(results, study)
+            write_json(out, found() | {name: line})  # what another process of this script has added stays
+            show(found(), study)
 
+    there = found()
     with ThreadPoolExecutor(arguments.lanes) as lanes:
-        list(lanes.map(one, [name for name in arguments.names or study.variations if name not in results]))
-    show(results, study)
+        list(lanes.map(one, [name for name in arguments.names or study.variations if name not in there]))
+    show(found(), study)
 
 
 if __name__ == "__main__":
