@@ -4,7 +4,7 @@
 stage (a multiplication and an addition are two), its measured time, and the hours that the recipe's epochs would take
 on this machine. A WGAN's step is the critic's five and the generator's one. With ``--overfit STEPS`` each recipe's
 networks are instead trained on 64 images of its data, as an autoencoder of soft bits, for so many steps on 16 of them;
-the loss of all 64 along the way is written beside.
+the loss of all 64 along the way, and of 64 validation images, is written beside.
 """
 
 import argparse
@@ -148,25 +148,27 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
 
 
 def overfit(config: Config, data_dir: Path, steps: int) -> dict[str, Any]:
-    """The autoencoder's loss on 64 training images, in nats, before and after so many steps on 16 of them."""
+    """The autoencoder's loss in nats, of 64 training images and of 64 others, over so many steps on 16 of the first."""
     if config.data.name == "imagenet64":  # which nobody can download freely; of the same form
         config = config.model_copy(update={"data": config.data.model_copy(update={"name": "natural64"})})
     splits = data.load(config.data, data_dir / FOLDERS[config.data.name])
     few = splits._replace(train=splits.train[:64])
-    model, x = new_state(config, few).model, few.train.float()
+    model, x, others = new_state(config, few).model, few.train.float(), splits.valid[:64].float()
     assert isinstance(model, LatentModel)
     optimizer = Adam([group(model.parameters(), config.autoencoder.learning_rate)], fused=True)
-    generator, losses = torch.Generator().manual_seed(config.seed), {}
+    generator, losses, of_others = torch.Generator().manual_seed(config.seed), {}, {}
     for step in range(steps + 1):
         if step % (steps // 4) == 0:
             with torch.no_grad():
                 losses[str(step)] = float(autoencoder_step(model, config, x, generator))
-        set_rates(optimizer, rate_factor(step, steps, config.autoencoder.decay))
+                of_others[str(step)] = float(autoencoder_step(model, config, others, generator))
+        set_rates(optimizer, rate_factor(step, steps, config.autoencoder.decay, config.autoencoder.warmup))
         loss = autoencoder_step(model, config, x[torch.randperm(64, generator=generator)[:16]], generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return {"data": splits.name, "data_checksum": splits.checksum, "steps": steps, "nats": losses}
+    about = {"data": splits.name, "data_checksum": splits.checksum, "steps": steps}
+    return about | {"nats": losses, "nats_of_others": of_others}
 
 
 def main() -> None:

@@ -302,13 +302,13 @@ def costs_markdown(recipes: dict[str, Any]) -> str:
 def overfitting_markdown(recipes: dict[str, Any]) -> str:
     """The loss of each residual recipe's networks while they learn 64 images by heart, in Markdown."""
     lines = [
-        "| recipe | images of | nats before | halfway | at the end | steps |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| recipe | images of | nats before | halfway | at the end | of others, at the end | steps |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, result in recipes.items():
         if row := result.get("overfit"):
             marks = list(row["nats"].values())
-            shown = (marks[0], marks[len(marks) // 2], marks[-1])
+            shown = (marks[0], marks[len(marks) // 2], marks[-1], list(row["nats_of_others"].values())[-1])
             figures = " | ".join(f"{nats:,.0f}" if nats > 100 else f"{nats:.3f}" for nats in shown)
             lines.append(f"| `{name}` | {row['data']} | {figures} | {row['steps']:,} |")
     return "\n".join(lines)
