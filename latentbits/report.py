@@ -5,6 +5,7 @@ The only module that imports a plotting library.
 
 import io
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,6 +103,14 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _settle(axes: Axes, values: Sequence[float]) -> None:
+    """Show the values without the highest twentieth, those of the first epochs, which would flatten the rest."""
+    if len(values) > 10:
+        low, high = min(values), sorted(values)[int(0.95 * len(values))]
+        margin = 0.08 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
+
+
 def _series(rows: Sequence[dict[str, Any]], stage: str, name: str) -> tuple[list[int], list[float]]:
     found = [(row["epoch"], row[name]) for row in rows if row["stage"] == stage and name in row]
     return [epoch for epoch, _ in found], [value for _, value in found]
@@ -135,10 +144,10 @@ def learning_curves(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
                 (epochs[best], nll[best]),
                 textcoords="offset points",
                 xytext=(0, 8),
+                ha="right" if 2 * best > len(nll) else "left",
                 color=INK,
             )
-            if len(nll) > 10:  # the first epochs would flatten the rest
-                axes.set_ylim(min(nll) - 0.5, sorted(nll)[int(0.95 * len(nll))] + 0.5)
+            _settle(axes, nll)
             figures[f"curve-{stage}"] = figure
     return figures
 
@@ -167,6 +176,32 @@ def comparison(runs: Sequence[Run], split: str) -> dict[str, Figure]:
     return figures
 
 
+def validation_by_hours(runs: Sequence[Run], form: Form) -> Figure | None:
+    """Validation during training of several runs against wall time, in nats or, of 256 levels, in bits/dim.
+
+    Time is that of the run itself: what a run began with from another's weights is not in it. None where no run has
+    been validated.
+    """
+    in_bits = form.levels > 2
+    unit = form.dimensions * math.log(2) if in_bits else 1.0
+    figure, axes = _axes("validation NLL during training", "hours of training", "bits/dim" if in_bits else "nats")
+    drawn: list[float] = []
+    for color, run, label in zip(itertools.cycle(COLORS), runs, labels(runs), strict=False):
+        rows = [row for row in run.metrics() if row["stage"] in ("warm_start", "joint") and "valid_nll" in row]
+        if rows:
+            nll = [row["valid_nll"] / unit for row in rows]
+            counts = run.config.validation
+            name = f"{label} (K = {counts.samples:,}, first {counts.images:,})"
+            hours = [row["seconds"] / 3600 for row in rows]
+            axes.plot(hours, nll, color=color, marker="o", markersize=3, label=name)
+            drawn += nll
+    if not drawn:
+        return None
+    _settle(axes, drawn)
+    axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
 def labels(runs: Sequence[Run]) -> list[str]:
     """A name for each run: its folder's, or the whole path where two have the same."""
     names = [run.path.resolve().name for run in runs]
@@ -174,16 +209,20 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def write_comparison(runs: Sequence[Run], beside: dict[str, Tensor], form: Form, folder: Path) -> list[Path]:
-    """Draw the evaluations of the runs' kept weights, and samples side by side, into a folder; the pictures' paths."""
+    """Draw the runs' validation, evaluations of kept weights, and samples beside each other; the pictures' paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     if beside:
         paths.append(folder / "samples-side-by-side.png")
         save_figure(side_by_side(beside, form), paths[-1])
+    figures = {}
+    if len(runs) > 1 and (validation := validation_by_hours(runs, form)):
+        figures["validation-against-hours"] = validation
     for split in ("train", "valid", "test"):
-        for name, figure in comparison(runs, split).items():
-            paths.append(folder / f"{name}.png")
-            save_figure(figure, paths[-1])
+        figures |= comparison(runs, split)
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        save_figure(figure, paths[-1])
     return paths
 
 
