@@ -31,6 +31,7 @@ from PIL import Image
 
 import latentbits as lb
 from latentbits import cli, console, data, folders, train_cli
+from latentbits.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -267,6 +268,16 @@ def test_the_tables_files_are_those_that_the_results_make():
     for name in tables.TABLES:
         assert json.loads((ROOT / f"results/{name}.json").read_text()) == tables.table(name)
     assert json.loads((ROOT / "results/hours.json").read_text()) == tables.hours()
+
+
+def test_hours_of_recipes_that_were_not_trained_are_those_of_their_measured_steps():
+    measured = json.loads((ROOT / "results/networks.json").read_text())["recipes"]
+    stated = {name: re.search(r"by its steps (\d+) hours", recipe.cost) for name, recipe in RECIPES.items()}
+    for name, hours in stated.items():
+        if hours:
+            stages = [stage for stage in measured[name].values() if isinstance(stage, dict)]
+            assert int(hours[1]) == round(sum(stage.get("hours_for_the_recipe", 0.0) for stage in stages)), name
+    assert any(stated.values())
 
 
 def test_a_table_takes_the_place_of_the_one_most_like_it():
