@@ -42,7 +42,7 @@ from latentbits.train import new_state
 
 STAGES = ("autoencoder", "warm_start", "joint", "adversarial")
 NAMES = [name for name in RECIPES if "resnet" in name or "small" in name or "wgan" in name]
-TRAINING_IMAGES = {"binarized-mnist": 50_000, "cifar10": 45_000, "imagenet64": 1_271_167, "natural64": 8_955}
+TRAINING_IMAGES = {"binarized-mnist": 50_000, "cifar10": 45_000, "imagenet64": 1_271_167, "natural64": 9_000}
 FOLDERS = {"binarized-mnist": "binarized_mnist", "cifar10": "cifar10", "natural64": "natural64"}
 console = Console(highlight=False)
 
@@ -184,15 +184,17 @@ def main() -> None:
         parser.error("--overfit: needs --data-dir")
     record: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"recipes": {}}
     recipes = record["recipes"]
-    command = {"command": shlex.join(["python", "benchmarks/networks.py", *sys.argv[1:]])}
+    command = shlex.join(["python", "benchmarks/networks.py", *sys.argv[1:]])
     for name in arguments.names or NAMES:
         config, row = RECIPES[name].make(), recipes.setdefault(name, {})
         if not arguments.overfit:
-            recipes[name] = measure(config, arguments.rounds) | {key: row[key] for key in row if key == "overfit"}
+            found = measure(config, arguments.rounds)
+            overfitted = {key: row[key] for key in row if key == "overfit"}
+            recipes[name] = found | {"made": provenance() | {"command": command}} | overfitted
         elif config.autoencoder.epochs:  # a continuous twin has the same networks, a GAN others
-            row["overfit"] = overfit(config, arguments.data_dir, arguments.overfit)
+            found = overfit(config, arguments.data_dir, arguments.overfit)
+            row["overfit"] = found | {"made": provenance() | {"command": command}}
             console.print(f"{name}, 64 images: {row['overfit']['nats']}")
-        record["overfitting" if arguments.overfit else "costs"] = provenance() | command
         write_json(arguments.out, record)
     print(f"{costs_markdown(recipes)}\n\n{overfitting_markdown(recipes)}\n\nwritten: {arguments.out}")
 

@@ -95,6 +95,7 @@ TRAININGS = {
 COLOUR_TRAININGS = {
     "cifar10-small": Training(("cifar10-small-begin", "cifar10-small"), 1, 3072),
     "cifar10-small-iwae": Training(("cifar10-small-iwae",), 1, 3072),
+    "cifar10-resnet": Training(("cifar10-resnet-hour",), 1, 3072),
     "natural64-small": Training(("natural64-small",), 1, 12_288),
 }
 HOURS = (0.5, 0.75, 1.0, 1.25, 1.5)
