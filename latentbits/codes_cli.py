@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -234,7 +233,7 @@ def table_of_scores(scores: Scores, names: list[str], form: Form) -> str:
     writer.writerow(["name", "log_likelihood_nats", "standard_error", "bits_per_dimension", "effective_sample_size"])
     for i in scores.log_prob.argsort().tolist():
         value, error, size = (float(values[i]) for values in scores)
-        bits = -value / (form.dimensions * math.log(2))
+        bits = form.bits_per_dimension(-value)
         writer.writerow([names[i], f"{value:.4f}", f"{error:.4f}", f"{bits:.5f}", f"{size:.1f}"])
     return content.getvalue()
 

@@ -45,6 +45,7 @@ MEASURES = {
     "reconstruction": ("training, soft bits", "nats"),
     "reconstruction_hard_bits": ("validation, hard bits", "nats"),
     "valid_nll": ("validation NLL", "nats"),
+    "valid_bits_per_dimension": ("Validation NLL", "bits/dim"),
     "log_partition_error": ("Standard error of validation's log Z", "nats"),
     "bound": ("L_K + log Z in training", "nats"),
     "decoder_loss": ("Decoder's loss", "nats"),

@@ -32,6 +32,7 @@ _SHOWN = {
     "bound": "L_K + log Z {:.2f}",
     "effective_sample_size": "ESS {:.1f}",
     "valid_nll": "valid NLL {:.2f}",
+    "valid_bits_per_dimension": "{:.3f} bits/dim",
     "seconds": "{:.0f} s",
 }
 _EXPLAINED = {

@@ -5,7 +5,6 @@ The only module that imports a plotting library.
 
 import io
 import itertools
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -183,13 +182,12 @@ def validation_by_hours(runs: Sequence[Run], form: Form) -> Figure | None:
     been validated.
     """
     in_bits = form.levels > 2
-    unit = form.dimensions * math.log(2) if in_bits else 1.0
     figure, axes = _axes("validation NLL during training", "hours of training", "bits/dim" if in_bits else "nats")
     drawn: list[float] = []
     for color, run, label in zip(itertools.cycle(COLORS), runs, labels(runs), strict=False):
         rows = [row for row in run.metrics() if row["stage"] in ("warm_start", "joint") and "valid_nll" in row]
         if rows:
-            nll = [row["valid_nll"] / unit for row in rows]
+            nll = [form.bits_per_dimension(row["valid_nll"]) if in_bits else row["valid_nll"] for row in rows]
             counts = run.config.validation
             name = f"{label} (K = {counts.samples:,}, first {counts.images:,})"
             hours = [row["seconds"] / 3600 for row in rows]

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,10 @@ class Form(NamedTuple):
     def dimensions(self) -> int:
         """D, their product."""
         return self.channels * self.height * self.width
+
+    def bits_per_dimension(self, nats: float) -> float:
+        """A negative log-likelihood in nats for an image, in the bits/dim that images of many levels are quoted in."""
+        return nats / (self.dimensions * math.log(2))
 
 
 class Splits(NamedTuple):

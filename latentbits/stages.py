@@ -75,4 +75,7 @@ def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float |
     with evaluating(model):
         nll, error = quick_nll(model, splits.valid, splits.train[:IMAGES_FOR_BASE], config.validation, config.seed)
     session.consider(nll)
-    return {"valid_nll": nll, "log_partition_error": error}
+    found = {"valid_nll": nll, "log_partition_error": error}
+    if splits.form.levels > 2:
+        found["valid_bits_per_dimension"] = splits.form.bits_per_dimension(nll)
+    return found

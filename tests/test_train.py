@@ -688,6 +688,9 @@ def test_colour_images_go_through_all_stages_and_are_learnt(tmp_path, monkeypatc
     nll = [row["valid_nll"] for row in rows if row["stage"] == "joint"]
     assert reconstruction[-1] < reconstruction[0] - 100
     assert nll[-1] < nll[0] - 5
+    validated = [row for row in rows if "valid_nll" in row]
+    bits = [row["valid_bits_per_dimension"] for row in validated]  # colour is quoted in these
+    assert bits == pytest.approx([row["valid_nll"] / 192 / math.log(2) for row in validated])
     model = lb.load(run.path)
     assert model.decode(model.encode(splits.valid[:3])).shape == (3, 192)
     assert float(model.sample(5, 3, seeded(0)).min()) >= 0
