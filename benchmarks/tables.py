@@ -323,6 +323,8 @@ def pages() -> dict[str, list[str]]:
         ablations_markdown("stages 1 and 2"),
         ablations_markdown("stage 3", "ablations-second-start.json"),
         ablations_markdown("random weights", "ablations-second-start.json"),
+        ablations_markdown("stage 3", "ablations-mnist-resnet.json"),
+        ablations_markdown("stages 1 and 2", "ablations-mnist-resnet.json"),
     ]
     return {
         "results.md": [markdown(name) for name in TABLES],
