@@ -335,52 +335,98 @@ def cifar10_wgan() -> Config:
     )
 
 
+class _Pace(NamedTuple):
+    """Batches and epochs for so many pictures, of which 8 in 10 are for training."""
+
+    images: int
+
+    @property
+    def batch_size(self) -> int:
+        """Small ones for few pictures, so that an epoch has eight."""
+        return min(50, max(4, 8 * self.images // 10 // 8))
+
+    def epochs(self, updates: int, most: int) -> int:
+        """For about so many updates, but no more than so many epochs, or twice as many of few pictures."""
+        an_epoch = max(1, 8 * self.images // 10 // self.batch_size)
+        return min(2 * most if self.images < 1000 else most, max(2, round(updates / an_epoch)))
+
+
 def my_images(
     kind: Literal["colour", "grey", "black-and-white"] = "colour", size: int = 32, images: int = 5000
 ) -> Config:
     """Your own pictures: networks and epochs by what they are and how many there are."""
-    for_training = 8 * images // 10
-    batch_size = min(50, max(4, for_training // 8))  # of few pictures small ones, so that an epoch has eight
-    per_epoch = max(1, for_training // batch_size)
+    config = _black_and_white(size, images) if kind == "black-and-white" else _levels(size, images)
+    return config.vary("my-images", data={"name": "images", "kind": kind, "size": size})
 
-    def epochs(updates: int, most: int) -> int:
-        return min(2 * most if images < 1000 else most, max(2, round(updates / per_epoch)))
 
-    few = images < 5000
+def _black_and_white(size: int, images: int) -> Config:
+    """Pictures of bits: VIMCO, fully connected networks up to 32x32."""
+    pace, few = _Pace(images), images < 5000
     latent = 100 if few else 200
-    if kind == "black-and-white" and size <= 32:
-        model = ModelConfig(latent=latent, hidden=2 * latent)
-    else:
-        halvings = max(1, math.ceil(math.log2(size / 4)))
-        maps = tuple(min(256, 32 * 2**i) for i in range(halvings))
+    model = ModelConfig(latent=latent, hidden=2 * latent)
+    if size > 32:
+        maps = tuple(min(256, 32 * 2**i) for i in range(_halvings(size)))
         model = ModelConfig(
-            network="resnet", maps=maps, repeats=1, latent=latent, hidden=2 * latent, components=5, precision="bfloat16"
+            network="resnet", maps=maps, repeats=1, latent=latent, hidden=2 * latent, precision="bfloat16"
         )
-    strokes = 1.0 if kind == "black-and-white" else 0.0
     return Config(
-        recipe="my-images",
-        data=DataConfig(name="images", kind=kind, size=size),
         model=model,
         # bits that are dropped now and then keep a code of few images from leaning on single ones
         autoencoder=AutoencoderConfig(
-            epochs=epochs(4000, 200),
-            batch_size=batch_size,
+            epochs=pace.epochs(4000, 200),
+            batch_size=pace.batch_size,
             warmup=100,
             dropout=0.1 if few else 0.0,
             shift=0.3,
-            distort=strokes,
+            distort=1.0,
             scales=(1.0, 2.0),
         ),
         rbm=RBMConfig(
-            cd_epochs=epochs(1000, 50), cd_steps=10, pcd_epochs=epochs(1000, 50), pcd_steps=5, chains=200,
-            batch_size=batch_size,
+            cd_epochs=pace.epochs(1000, 50), cd_steps=10, pcd_epochs=pace.epochs(1000, 50), pcd_steps=5, chains=200,
+            batch_size=pace.batch_size,
         ),
         joint=JointConfig(
-            epochs=epochs(3000, 100), samples=10, first_samples=4, backward_samples=2, batch_size=batch_size,
-            warmup=100, shift=0.3, distort=strokes, chains=200, gibbs_steps=2,
+            epochs=pace.epochs(3000, 100), samples=10, first_samples=4, backward_samples=2,
+            batch_size=pace.batch_size, warmup=100, shift=0.3, distort=1.0, chains=200, gibbs_steps=2,
         ),
-        validation=ValidationConfig(images=200, samples=20, ais_chains=200, ais_temperatures=500),
+        validation=OWN_VALIDATION,
     )  # fmt: skip
+
+
+def _levels(size: int, images: int) -> Config:
+    """Pictures in grey or colour, as cifar10-small: bits from the last maps, one relaxed sample for each picture."""
+    pace, count = _Pace(images), _halvings(size)
+    maps = tuple(min(256, (32 if size <= 32 else 16) * 2**i) for i in range(count))
+    side = math.ceil(size / 2**count)
+    latent = maps[-1] * side * side
+    return Config(
+        model=ModelConfig(
+            network="resnet", maps=maps, repeats=1, fully_connected=False, components=5, latent=latent,
+            hidden=latent // 4, precision="bfloat16",
+        ),
+        # Trials on photographs of 32x32, results/runs/trial-my-images-*
+        autoencoder=AutoencoderConfig(
+            epochs=pace.epochs(1500, 100), batch_size=pace.batch_size, warmup=100, shift=0.3, scales=(3.0,)
+        ),
+        rbm=RBMConfig(
+            cd_epochs=pace.epochs(400, 25), cd_steps=5, pcd_epochs=0, chains=100, batch_size=pace.batch_size,
+            learning_rate=0.02,
+        ),
+        joint=JointConfig(
+            objective="relaxed", samples=1, epochs=pace.epochs(9000, 300), batch_size=pace.batch_size, warmup=100,
+            shift=0.3, chains=100, gibbs_steps=1, encoder_learning_rate=7e-4, decoder_learning_rate=7e-4,
+            prior_learning_rate=2e-3,
+        ),
+        validation=OWN_VALIDATION,
+    )  # fmt: skip
+
+
+OWN_VALIDATION = ValidationConfig(images=200, samples=20, ais_chains=200, ais_temperatures=500)
+
+
+def _halvings(size: int) -> int:
+    """How often pictures of this size are halved, rounding up, until at most 4x4 is left; at least once."""
+    return max(1, math.ceil(math.log2(size / 4)))
 
 
 def mnist_rbm() -> Config:

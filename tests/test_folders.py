@@ -302,10 +302,11 @@ def test_pictures_can_be_made_another_kind_and_home_is_found(tmp_path, monkeypat
 @pytest.mark.parametrize("kind", ["colour", "black-and-white"])
 def test_few_pictures_get_as_many_updates_as_many_do(images, kind):
     config = my_images(kind, 32, images)
-    for stage, least in ((config.autoencoder, 1500), (config.joint, 1000)):
+    relaxed = config.joint.objective == "relaxed"  # whose updates cost a quarter
+    for stage, least, most in ((config.autoencoder, 1000, 6000), (config.joint, 1000, 12_000 if relaxed else 6000)):
         updates = stage.epochs * steps_per_epoch(8 * images // 10, stage.batch_size)
         assert updates >= least
-        assert updates <= 6000 or stage.epochs == 2
+        assert updates <= most or stage.epochs == 2
         assert stage.warmup <= updates / 10
 
 
