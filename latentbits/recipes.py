@@ -19,6 +19,7 @@ from .config import (
     different,
     settings,
 )
+from .nets import halvings
 
 
 def digits() -> Config:
@@ -335,7 +336,10 @@ def cifar10_wgan() -> Config:
     )
 
 
-class _Pace(NamedTuple):
+OWN_VALIDATION = ValidationConfig(images=200, samples=20, ais_chains=200, ais_temperatures=500)
+
+
+class _Schedule(NamedTuple):
     """Batches and epochs for so many pictures, of which 8 in 10 are for training."""
 
     images: int
@@ -355,13 +359,13 @@ def my_images(
     kind: Literal["colour", "grey", "black-and-white"] = "colour", size: int = 32, images: int = 5000
 ) -> Config:
     """Your own pictures: networks and epochs by what they are and how many there are."""
-    config = _black_and_white(size, images) if kind == "black-and-white" else _levels(size, images)
+    config = _black_and_white(size, images) if kind == "black-and-white" else _grey_or_colour(size, images)
     return config.vary("my-images", data={"name": "images", "kind": kind, "size": size})
 
 
 def _black_and_white(size: int, images: int) -> Config:
     """Pictures of bits: VIMCO, fully connected networks up to 32x32."""
-    pace, few = _Pace(images), images < 5000
+    schedule, few = _Schedule(images), images < 5000
     latent = 100 if few else 200
     model = ModelConfig(latent=latent, hidden=2 * latent)
     if size > 32:
@@ -373,8 +377,8 @@ def _black_and_white(size: int, images: int) -> Config:
         model=model,
         # bits that are dropped now and then keep a code of few images from leaning on single ones
         autoencoder=AutoencoderConfig(
-            epochs=pace.epochs(4000, 200),
-            batch_size=pace.batch_size,
+            epochs=schedule.epochs(4000, 200),
+            batch_size=schedule.batch_size,
             warmup=100,
             dropout=0.1 if few else 0.0,
             shift=0.3,
@@ -382,23 +386,22 @@ def _black_and_white(size: int, images: int) -> Config:
             scales=(1.0, 2.0),
         ),
         rbm=RBMConfig(
-            cd_epochs=pace.epochs(1000, 50), cd_steps=10, pcd_epochs=pace.epochs(1000, 50), pcd_steps=5, chains=200,
-            batch_size=pace.batch_size,
+            cd_epochs=schedule.epochs(1000, 50), cd_steps=10, pcd_epochs=schedule.epochs(1000, 50), pcd_steps=5,
+            chains=200, batch_size=schedule.batch_size,
         ),
         joint=JointConfig(
-            epochs=pace.epochs(3000, 100), samples=10, first_samples=4, backward_samples=2,
-            batch_size=pace.batch_size, warmup=100, shift=0.3, distort=1.0, chains=200, gibbs_steps=2,
+            epochs=schedule.epochs(3000, 100), samples=10, first_samples=4, backward_samples=2,
+            batch_size=schedule.batch_size, warmup=100, shift=0.3, distort=1.0, chains=200, gibbs_steps=2,
         ),
         validation=OWN_VALIDATION,
     )  # fmt: skip
 
 
-def _levels(size: int, images: int) -> Config:
+def _grey_or_colour(size: int, images: int) -> Config:
     """Pictures in grey or colour, as cifar10-small: bits from the last maps, one relaxed sample for each picture."""
-    pace, count = _Pace(images), _halvings(size)
+    schedule, count = _Schedule(images), _halvings(size)
     maps = tuple(min(256, (32 if size <= 32 else 16) * 2**i) for i in range(count))
-    side = math.ceil(size / 2**count)
-    latent = maps[-1] * side * side
+    latent = maps[-1] * math.prod(halvings((size, size), count)[-1])
     return Config(
         model=ModelConfig(
             network="resnet", maps=maps, repeats=1, fully_connected=False, components=5, latent=latent,
@@ -406,22 +409,19 @@ def _levels(size: int, images: int) -> Config:
         ),
         # Trials on photographs of 32x32, results/runs/trial-my-images-*
         autoencoder=AutoencoderConfig(
-            epochs=pace.epochs(1500, 100), batch_size=pace.batch_size, warmup=100, shift=0.3, scales=(3.0,)
+            epochs=schedule.epochs(1500, 100), batch_size=schedule.batch_size, warmup=100, shift=0.3, scales=(3.0,)
         ),
         rbm=RBMConfig(
-            cd_epochs=pace.epochs(400, 25), cd_steps=5, pcd_epochs=0, chains=100, batch_size=pace.batch_size,
+            cd_epochs=schedule.epochs(400, 25), cd_steps=5, pcd_epochs=0, chains=100, batch_size=schedule.batch_size,
             learning_rate=0.02,
         ),
         joint=JointConfig(
-            objective="relaxed", samples=1, epochs=pace.epochs(9000, 300), batch_size=pace.batch_size, warmup=100,
-            shift=0.3, chains=100, gibbs_steps=1, encoder_learning_rate=7e-4, decoder_learning_rate=7e-4,
+            objective="relaxed", samples=1, epochs=schedule.epochs(9000, 300), batch_size=schedule.batch_size,
+            warmup=100, shift=0.3, chains=100, gibbs_steps=1, encoder_learning_rate=7e-4, decoder_learning_rate=7e-4,
             prior_learning_rate=2e-3,
         ),
         validation=OWN_VALIDATION,
     )  # fmt: skip
-
-
-OWN_VALIDATION = ValidationConfig(images=200, samples=20, ais_chains=200, ais_temperatures=500)
 
 
 def _halvings(size: int) -> int:

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
+from .charts import Series, settled_limits
 from .data import form_of
 from .evaluate import IMAGES_AT_ONCE, Evaluation, Report, some_of
 from .files import FileError, write_atomically
@@ -102,14 +103,6 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _settle(axes: Axes, values: Sequence[float]) -> None:
-    """Show the values without the highest twentieth, those of the first epochs, which would flatten the rest."""
-    if len(values) > 10:
-        low, high = min(values), sorted(values)[int(0.95 * len(values))]
-        margin = 0.08 * (high - low)
-        axes.set_ylim(low - margin, high + margin)
-
-
 def _series(rows: Sequence[dict[str, Any]], stage: str, name: str) -> tuple[list[int], list[float]]:
     found = [(row["epoch"], row[name]) for row in rows if row["stage"] == stage and name in row]
     return [epoch for epoch, _ in found], [value for _, value in found]
@@ -146,7 +139,7 @@ def learning_curves(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
                 ha="right" if 2 * best > len(nll) else "left",
                 color=INK,
             )
-            _settle(axes, nll)
+            axes.set_ylim(settled_limits([Series("", {}, nll)]))
             figures[f"curve-{stage}"] = figure
     return figures
 
@@ -195,7 +188,7 @@ def validation_by_hours(runs: Sequence[Run], form: Form) -> Figure | None:
             drawn += nll
     if not drawn:
         return None
-    _settle(axes, drawn)
+    axes.set_ylim(settled_limits([Series("", {}, drawn)]))
     axes.legend(frameon=False, fontsize=7)
     return figure
 
