@@ -22,6 +22,7 @@ from .model import GaussianModel, LatentModel
 from .nets import MLP, Scaled
 from .objectives import Losses, Signal, resample, vimco, wake
 from .rbm import RBM, BernoulliPrior, Ising, NormalPrior, TractablePrior
+from .refine import refine
 from .runs import Run, RunError, load, load_pretrained, pretrained_names
 from .session import TrainingError
 from .splits import DataError, Form, Splits, make_splits
@@ -71,6 +72,7 @@ __all__ = [
     "random_bits",
     "read_images",
     "recipes",
+    "refine",
     "resample",
     "sample_prior",
     "save_codes",

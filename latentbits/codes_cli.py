@@ -36,6 +36,7 @@ from .files import write_atomically
 from .folders import opened
 from .model import GaussianModel, LatentModel, Scores
 from .progress import Display
+from .refine import refine
 from .runs import FINISHED, Run, data_of, load, pretrained_names, pretrained_path
 from .splits import Form
 
@@ -162,6 +163,7 @@ def score_run(
     samples: int = 200,
     chains: int = 1000,
     temperatures: int = 5000,
+    refine_steps: int = 0,
     invert: bool = False,
     weights: Weights = "model",
     seed: int = 0,
@@ -180,13 +182,15 @@ def score_run(
         samples: K, posterior samples for each image; 2 or more.
         chains: AIS chains for log Z, whose error is common to all images.
         temperatures: AIS temperatures.
+        refine_steps: Gradient steps on each image's posterior before its samples, for colour images; see `evaluate`.
         invert: Exchange light and dark, as for ink on paper under a model of light strokes.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         seed: Seed of the samples and the chains.
         data_dir: Folder with the data set's published files, or folder or archive of your own images.
         overwrite: Replace the file if it exists.
     """
-    check_numbers({"samples": (samples, 2), "chains": (chains, 2), "temperatures": (temperatures, 1)}, seed)
+    counted = {"samples": (samples, 2), "chains": (chains, 2), "temperatures": (temperatures, 1)}
+    check_numbers({**counted, "refine-steps": (refine_steps, 0)}, seed)
     check_output(out, overwrite)
     folder = find_run(run)
     model = latent_model(folder, weights)
@@ -196,12 +200,12 @@ def score_run(
         log_z = log_partition(
             model.prior, chains, temperatures, generator, lambda share, _: display.share("log Z by AIS", share)
         )
-        scores = score_with_progress(model, found.z, samples, log_z.value, generator, display)
+        scores = score_with_progress(model, found.z, samples, log_z.value, refine_steps, generator, display)
     if float(scores.effective_sample_size.median()) < FEWEST_EFFECTIVE:
         warn(
             "for half of the images one or two samples carry the whole weight (column effective_sample_size): their "
-            "bounds may lie far below their log-likelihoods, and the errors are larger than stated. More --samples "
-            "help, and so does a better model"
+            "bounds may lie far below their log-likelihoods, and the errors are larger than stated. --refine-steps "
+            "help, more --samples, and a better model"
         )
     write_atomically(out, table_of_scores(scores, found.names, form).encode(errors="surrogateescape"))
     for i in scores.log_prob.argsort()[:5].tolist():
@@ -211,7 +215,13 @@ def score_run(
 
 
 def score_with_progress(
-    model: LatentModel, x: Tensor, samples: int, log_z: float, generator: torch.Generator, display: Display
+    model: LatentModel,
+    x: Tensor,
+    samples: int,
+    log_z: float,
+    refine_steps: int,
+    generator: torch.Generator,
+    display: Display,
 ) -> Scores:
     """Scores of images x (N, D), a few at a time, so that one sees how far it is."""
     parts = x.split(IMAGES_SCORED_AT_ONCE)
@@ -219,7 +229,8 @@ def score_with_progress(
     display.note(f"scoring {len(x):,} images with K = {samples:,} samples each")
     display.phase("scoring", len(parts))
     for part in parts:
-        scores.append(model.score(part.float(), samples, log_z, generator))
+        parameters = refine(model, part, refine_steps, generator) if refine_steps else None
+        scores.append(model.score(part.float(), samples, log_z, generator, parameters))
         display.advance(len(scores))
         if len(scores) == 1 and (left := display.seconds_left()) > 60:
             display.note(f"about {left / 60:.0f} minutes; fewer --samples take less")
@@ -282,7 +293,7 @@ def inpaint_run(
     from .report import grid, zoom_for
 
     check_numbers({"count": (count, 1), "draws": (draws, 1), "steps": (steps, 1), "samples": (samples, 2)}, seed)
-    check_output(out, overwrite)
+    check_output(out, overwrite, ".png")
     folder = find_run(run)
     model = latent_model(folder, weights)
     found, form = chosen_images(folder, images, split, data_dir, invert)

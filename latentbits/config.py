@@ -224,8 +224,9 @@ class JointConfig(Augmentation):
 
     @model_validator(mode="after")
     def _samples_fit_the_objective(self) -> "JointConfig":
-        if (self.objective == "relaxed") != (self.samples == 1):
-            expected = "1" if self.objective == "relaxed" else "at least 2"
+        several = self.objective in ("vimco", "crws")
+        if (self.objective == "relaxed" and self.samples > 1) or (several and self.samples == 1):
+            expected = "at least 2" if several else "1"
             raise ValueError(f"samples: expected {expected} for objective {self.objective}, got {self.samples}")
         if self.sleep and self.objective in ("relaxed", "iwae"):
             raise ValueError(f"sleep: objective {self.objective} has no sleep phase; expected 0, got {self.sleep}")
@@ -316,6 +317,7 @@ class Config(Section):
             raise ValueError(
                 f"model.network: expected resnet or dcgan for {self.data.name}, whose pixels are not bits, got "
                 f"{self.model.network}"
+                + ("; data.kind=black-and-white makes bits of them" if self.data.name == "images" else "")
             )
         return self
 
@@ -352,3 +354,37 @@ def different(config: Config, other: Config) -> dict[str, Any]:
     """The settings, by dotted name, that a configuration has otherwise than another one."""
     values = settings(other)
     return {name: value for name, value in settings(config).items() if values[name] != value}
+
+
+def without_effect(config: Config) -> dict[str, str]:
+    """The settings, by dotted name, that change nothing in a configuration, each with the setting that is why."""
+    found: dict[str, str] = {}
+
+    def idle(why: str, section: str, *names: str) -> None:
+        found.update({f"{section}.{name}": why for name in names})
+
+    model, network = config.model, f"model.network={config.model.network}"
+    if model.network != "mlp":
+        idle(network, "model", "layers")
+    if model.network not in ("resnet", "dcgan"):
+        idle(network, "model", "maps", "precision")
+    if model.network != "resnet":
+        idle(network, "model", "repeats", "fully_connected", "norm", "components")
+    if config.data.name != "images":
+        idle(f"data.name={config.data.name}", "data", "size", "kind")
+    if config.autoencoder.conversion == "literal":
+        idle("autoencoder.conversion=literal", "autoencoder", "scales")
+    for section, stage in (("warm_start", config.warm_start), ("joint", config.joint)):
+        if stage.objective != "relaxed":
+            idle(f"{section}.objective={stage.objective}", section, "relaxation")
+        if stage.objective == "crws":
+            idle(f"{section}.objective=crws", section, "sleep")
+        if model.prior in ("bernoulli", "normal"):
+            idle(f"model.prior={model.prior}", section, "gibbs_steps", "temperatures")
+    if model.prior in ("bernoulli", "normal"):
+        idle(f"model.prior={model.prior}", "model", "hidden")
+    for section in ("autoencoder", "warm_start", "joint", "adversarial"):
+        stage = getattr(config, section)
+        if not stage.epochs:
+            idle(f"{section}.epochs=0", section, *(name for name in type(stage).model_fields if name != "epochs"))
+    return found

@@ -127,10 +127,12 @@ def check_numbers(least: dict[str, tuple[int, int]], seed: int = 0) -> None:
         raise UsageError("\n".join(problems))
 
 
-def check_output(path: Path | None, overwrite: bool) -> None:
-    """Refuse an output that is there already, unless asked, or that cannot be a file."""
+def check_output(path: Path | None, overwrite: bool, ending: str = "") -> None:
+    """Refuse an output that is there already unless asked, that cannot be a file, or has the wrong ending."""
     if path is None:
         return
+    if ending and path.suffix.lower() not in ("", ending):
+        raise UsageError(f"--out: expected a name that ends in {ending}, which is what is written, got {path}")
     if path.is_dir():
         raise UsageError(f"--out: {path} is a folder; name a file in it")
     if path.exists() and not overwrite:

@@ -94,6 +94,11 @@ def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits
     if config.name == "given":
         raise DataError("data.name=given: these data were given in Python; give them again, to latentbits.evaluate say")
     if config.name == "digits":
+        if path is not None:
+            raise DataError(
+                f"--data-dir: digits come with scikit-learn and are in no folder, got {path}; leave it out, or train "
+                "my-images on pictures of your own"
+            )
         return _digits()
     if config.name == "binarized-mnist":
         return _binarized_mnist(path)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .anneal import AISEstimate, adaptive_schedule, ais
-from .evaluate import Report
+from .evaluate import Report, ignore
 from .gibbs import gibbs, random_bits
 from .rbm import RBM
 from .tempering import Swaps, parallel_tempering, start, tempering_schedule
@@ -241,7 +241,12 @@ def diagnose_tempering(
 
 
 def diagnose(
-    rbm: RBM, z: Tensor, seconds: float, temperatures: int, generator: torch.Generator, report: Report
+    rbm: RBM,
+    z: Tensor,
+    seconds: float,
+    temperatures: int = 0,
+    generator: torch.Generator | None = None,
+    report: Report = ignore,
 ) -> Diagnosis:
     """See how well Gibbs chains, AIS and parallel tempering do on an RBM, in about so many seconds.
 
@@ -250,9 +255,10 @@ def diagnose(
         z: Bits of data, where half of the Gibbs chains start, with shape (N, M).
         seconds: What it may cost. Less is tried if there is time for less, down to a least size of each part.
         temperatures: Of parallel tempering; below 2 for none.
-        generator: Source of the randomness.
+        generator: Source of the randomness; one of seed 0 if None.
         report: Told now and then how far a phase has come.
     """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     began, parts = time.perf_counter(), 3 if temperatures > 1 else 2
     chains = diagnose_chains(rbm, z, seconds / parts, generator, report)
     annealing = diagnose_annealing(rbm, seconds / parts, generator, report)

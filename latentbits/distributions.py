@@ -59,6 +59,18 @@ class Bits(Independent[Bernoulli]):
         """Bits as 0.0 or 1.0, with shape (*sample_shape, *, D)."""
         return bernoulli(self.logits.expand(*sample_shape, *self.logits.shape), generator)
 
+    def rsample(
+        self, sample_shape: Any = (), generator: torch.Generator | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        r"""Relaxed bits with shape (*sample_shape, *, D), through which gradients reach the logits.
+
+        .. math:: \zeta = \sigma((a + \mathrm{logit}(u)) / \tau), \; u \sim U(0, 1)
+
+        The concrete distribution of Maddison et al. 2017; towards temperature 0 it gives bits, and gradients noise.
+        """
+        u = uniform((*sample_shape, *self.logits.shape), self.logits, generator).clamp(min=1e-6)
+        return torch.sigmoid((self.logits + torch.logit(u)) / temperature)
+
 
 class DiagonalNormal(Independent[Normal]):
     """Independent normals over the last dimension, sampled from a generator of one's own.
@@ -74,8 +86,12 @@ class DiagonalNormal(Independent[Normal]):
 
     def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
         """Latents with shape (*sample_shape, *, M), without gradient."""
+        return self.rsample(sample_shape, generator).detach()
+
+    def rsample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
+        """The same, but gradients reach means and standard deviations through them."""
         noise = standard_normal((*sample_shape, *self.loc.shape), self.loc, generator)
-        return (self.loc + self.scale * noise).detach()
+        return self.loc + self.scale * noise
 
 
 class LogisticMixture(Distribution):

@@ -22,8 +22,9 @@ from .anneal import AISEstimate, Progress, adaptive_schedule, ais, raise_log_pro
 from .config import MOST, ValidationConfig
 from .files import Unfinished, fingerprint
 from .fused import draw_key, fork
-from .model import ImportanceSums, LatentModel, check_shape
+from .model import ImportanceSums, LatentModel
 from .rbm import RBM, Prior, check_bits
+from .refine import refine
 
 LARGEST_EXACT_LAYER = 20
 """Up to this many units in the smaller layer log Z is summed exactly without being asked."""
@@ -59,7 +60,7 @@ class LogPartition(Frozen):
     """
 
     value: float
-    standard_error: float | None
+    standard_error: float | None = None
     method: Literal["exact", "ais"]
     chains: int = 0
     temperatures: int = 0
@@ -81,8 +82,8 @@ class NLL(Frozen):
     """
 
     nll: float
-    standard_error_images: float | None
-    standard_error_monte_carlo: float | None
+    standard_error_images: float | None = None
+    standard_error_monte_carlo: float | None = None
     bits_per_dimension: float
     images: int
     samples: int
@@ -107,7 +108,7 @@ class RaiseNLL(NLL):
     temperatures: int
     schedule: str = ""
     difference: float
-    difference_standard_error: float | None
+    difference_standard_error: float | None = None
     evenly_spaced: bool = False
 
 
@@ -122,6 +123,7 @@ class Evaluation(Frozen):
         likelihood: The bound L_K, or of an RBM over the data the likelihood itself.
         likelihood_fewer_samples: The same bound with K / 10.
         likelihood_raise: From the other side, where RAISE was run.
+        refine_steps: Gradient steps on each image's posterior before it was sampled, for all of these; 0 for none.
     """
 
     split: str
@@ -131,6 +133,7 @@ class Evaluation(Frozen):
     likelihood: NLL
     likelihood_fewer_samples: NLL | None = None
     likelihood_raise: RaiseNLL | None = None
+    refine_steps: int = 0
 
 
 def doubts(evaluation: Evaluation) -> list[str]:
@@ -149,14 +152,19 @@ def doubts(evaluation: Evaluation) -> list[str]:
     if bound.samples and bound.effective_sample_size < FEWEST_SAMPLES:
         found.append(
             f"Of K = {bound.samples:,} posterior samples {bound.effective_sample_size:.1f} count (ESS): the bound is "
-            "loose. Take a larger K."
+            "loose. Take a larger K, or refine the posteriors by more steps."
         )
     if raised := evaluation.likelihood_raise:
         error = raised.difference_standard_error
         if abs(raised.difference) > LARGEST_DIFFERENCE and (error is None or abs(raised.difference) > 3 * error):
+            exact = evaluation.log_partition.method == "exact"
             found.append(
-                f"RAISE is {raised.difference:+.2f} nats from the first row: one of the two has not arrived, or both. "
-                "Take more temperatures for both."
+                f"RAISE is {raised.difference:+.2f} nats from the first row: "
+                + (
+                    "that one's log Z is exact, so RAISE has not arrived. Take more temperatures for it."
+                    if exact
+                    else "one of the two has not arrived, or both. Take more temperatures for both."
+                )
             )
     return found
 
@@ -171,6 +179,7 @@ class Counts(NamedTuple):
         raise_images: Images of the split to run RAISE on, evenly spaced.
         raise_resampled: m, posterior samples with a RAISE chain of their own.
         raise_temperatures: RAISE temperatures; 0 for no RAISE.
+        refine_steps: Gradient steps on each image's posterior, see :func:`latentbits.refine`; 0 for the encoder's own.
     """
 
     samples: int = 500
@@ -179,6 +188,7 @@ class Counts(NamedTuple):
     raise_images: int = 200
     raise_resampled: int = 4
     raise_temperatures: int = 2000
+    refine_steps: int = 0
 
 
 def check_counts(counts: Counts, images: int) -> None:
@@ -196,7 +206,7 @@ def check_counts(counts: Counts, images: int) -> None:
     }
     problems = [
         f"{name}: expected {f'at least {bound}' if value < bound else f'up to {MOST:,}'}, got {value}"
-        for name, bound in {**least, "raise_temperatures": 0}.items()
+        for name, bound in {**least, "raise_temperatures": 0, "refine_steps": 0}.items()
         if not bound <= (value := getattr(counts, name)) <= MOST
     ]
     if not 1 <= images <= MOST:
@@ -317,8 +327,8 @@ def _likelihood(bound: _Bound, log_z: float, log_z_error: float | None, dimensio
     )
 
 
-def _ignore(phase: str, share: float, so_far: str) -> None:
-    pass
+def ignore(phase: str, share: float, so_far: str) -> None:
+    """A report that nobody wants."""
 
 
 @torch.no_grad()
@@ -329,14 +339,14 @@ def evaluate(
     counts: Counts = Counts(),  # noqa: B008 (immutable)
     schedule: Literal["adaptive", "linear"] = "adaptive",
     generator: torch.Generator | None = None,
-    report: Report = _ignore,
+    report: Report = ignore,
     checkpoints: Path | None = None,
 ) -> Evaluation:
     """Evaluate a model from both sides.
 
     Arguments:
         model: A latent-variable model, or an RBM over the data. If its RBM has no base, which training gives it,
-            one is fitted to these data.
+            one is fitted to these data, and kept.
         x: Data, with shape (N, D); bits for an RBM.
         split: Name of the data, for the record.
         counts: How much to spend.
@@ -349,12 +359,16 @@ def evaluate(
     Raises:
         ValueError: If a count is out of range, the data do not fit the model, or log Z can be had in no way.
     """
+    if schedule not in ("adaptive", "linear"):
+        raise ValueError(f"schedule: expected adaptive or linear, got {schedule}")
     check_counts(counts, len(x))
     prior = model if isinstance(model, RBM) else model.prior
     if isinstance(model, RBM):
         check_bits("x", x, model.visible)
+        if counts.refine_steps:
+            raise ValueError(f"refine_steps: expected 0 for an RBM over the data, got {counts.refine_steps}")
     else:
-        check_shape("x", x, "B", model.inputs)
+        model.check_data("x", x)
     x = x.to(prior.visible_bias.device)
     if isinstance(prior, RBM) and prior.base_bias is None:
         fit_prior_base(model, x)
@@ -366,9 +380,12 @@ def evaluate(
 
     fewer = None
     keep = counts.raise_resampled if isinstance(prior, RBM) else 0
-    bound = _bound(model, x, counts.samples, keep, generator, report, checkpoints)
+    refined = None
+    if isinstance(model, LatentModel) and counts.refine_steps:
+        refined = _refined(model, x, counts.refine_steps, generator, report, checkpoints)
+    bound = _bound(model, x, counts.samples, keep, generator, report, checkpoints, refined)
     if isinstance(model, LatentModel) and counts.samples >= 20:
-        few = _bound(model, x, counts.samples // 10, 0, generator, report, checkpoints)
+        few = _bound(model, x, counts.samples // 10, 0, generator, report, checkpoints, refined)
         fewer = _likelihood(few, log_z.value, log_z.standard_error, x.shape[1])
     raised = None
     if isinstance(prior, RBM) and counts.raise_temperatures and counts.raise_images:
@@ -382,6 +399,7 @@ def evaluate(
         likelihood=_likelihood(bound, log_z.value, log_z.standard_error, x.shape[1]),
         likelihood_fewer_samples=fewer,
         likelihood_raise=raised,
+        refine_steps=counts.refine_steps,
     )
 
 
@@ -428,37 +446,83 @@ def _bound(
     samples: int,
     keep: int,
     generator: torch.Generator | None,
-    report: Report = _ignore,
+    report: Report = ignore,
     checkpoints: Path | None = None,
+    parameters: Tensor | None = None,
 ) -> _Bound:
-    """L_K + log Z of data x (N, D), in parts that processes share out; an RBM over the data needs no samples."""
+    """L_K + log Z of data x (N, D), in parts that processes share out; an RBM over the data needs no samples.
+
+    Posteriors are the encoder's, or those of given parameters (N, outputs of the encoder).
+    """
     if isinstance(model, RBM):
         x = x.to(model.visible_bias.detach())
         log_f = -model.free_energy(x).double()
         return _Bound(0, log_f, torch.zeros_like(log_f), torch.zeros_like(log_f), x.expand(keep, -1, -1))
-    key, (rank, processes) = draw_key(generator), distributed.world()
-    path = None
-    if checkpoints is not None:
-        name = fingerprint((rank, processes), key, samples, keep, x, *model.state_dict().values())
-        path = checkpoints / f"bound-{name}.safetensors"
+    key = draw_key(generator)
+    given = () if parameters is None else (parameters,)
+    path = _unfinished("bound", checkpoints, key, samples, keep, x, *given, *model.state_dict().values())
     parts = _Parts(len(x), keep, model.prior, path)
-    size = max(1, min(IMAGES_PER_PART, DIMENSIONS_PER_PART // x.shape[1]))
-    for number, first in list(enumerate(range(0, len(x), size)))[rank::processes]:
-        if parts.done[first]:
+    for number, rows in _own_parts(x):
+        if parts.done[rows.start]:
             continue
-        rows = slice(first, min(first + size, len(x)))
 
         def tell(share: float, rows: slice = rows) -> None:
             done = rows.start + share * (rows.stop - rows.start)
             report(f"bound with K = {samples:,}", done / len(x), "")
 
         tell(0.0)
-        parts.put(rows, model.importance_sums(x[rows], samples, keep, fork(key, number, x.device), tell))
+        own = None if parameters is None else parameters[rows]
+        parts.put(rows, model.importance_sums(x[rows], samples, keep, fork(key, number, x.device), tell, own))
     # a process's rows are zeros in the others
     merged = (distributed.total(values) for values in (parts.log_sum, parts.log_sum_squares, parts.z))
     sums = ImportanceSums(samples, *merged)
     parts.unfinished.write(parts.state, finished=True)
     return _Bound(samples, sums.log_mean, sums.variance, sums.effective_sample_size, sums.z)
+
+
+def _own_parts(x: Tensor) -> list[tuple[int, slice]]:
+    """Those parts of data x (N, D) that are this process's to compute, each with its number."""
+    rank, processes = distributed.world()
+    size = max(1, min(IMAGES_PER_PART, DIMENSIONS_PER_PART // x.shape[1]))
+    parts = [slice(first, min(first + size, len(x))) for first in range(0, len(x), size)]
+    return list(enumerate(parts))[rank::processes]
+
+
+def _unfinished(phase: str, checkpoints: Path | None, *of: object) -> Path | None:
+    """Where a process writes down how far a phase has come, under a name that says what it is computed from."""
+    if checkpoints is None:
+        return None
+    return checkpoints / f"{phase}-{fingerprint(tuple(distributed.world()), *of)}.safetensors"
+
+
+def _refined(
+    model: LatentModel,
+    x: Tensor,
+    steps: int,
+    generator: torch.Generator | None,
+    report: Report,
+    checkpoints: Path | None,
+) -> Tensor:
+    """Parameters of posteriors, refined for each of data x (N, D) by itself, with shape (N, outputs of the encoder)."""
+    key = draw_key(generator)
+    unfinished = Unfinished(_unfinished("refined", checkpoints, key, steps, x, *model.state_dict().values()))
+    done = torch.zeros(len(x), dtype=torch.bool)
+    like = model.encoder(x[:1].to(model.prior.visible_bias))
+    parameters = like.new_zeros(len(x), like.shape[1])
+    if saved := unfinished.read():
+        done, parameters = saved["done"], saved["parameters"].to(x.device)
+    for number, rows in _own_parts(x):
+        if done[rows.start]:
+            continue
+
+        def tell(share: float, rows: slice = rows) -> None:
+            report("refining posteriors", (rows.start + share * (rows.stop - rows.start)) / len(x), "")
+
+        parameters[rows] = refine(model, x[rows], steps, fork(key, number, x.device), tell)
+        done[rows] = True
+        unfinished.write(lambda: {"done": done, "parameters": parameters})
+    unfinished.write(lambda: {"done": done, "parameters": parameters}, finished=True)
+    return distributed.total(parameters)  # a process's rows are zeros in the others
 
 
 class _Parts:

@@ -122,6 +122,8 @@ def _instead(path: Path, error: Exception) -> str:
     """What a file that could not be read as an archive is, and what to do."""
     if isinstance(error, PermissionError):
         return "one that may not be read; correct its permissions, or name another"
+    if path.suffix.lower() in (".npy", ".npz"):
+        return "a NumPy array; arrays are given in Python, as splits=latentbits.make_splits(...) to train"
     with path.open("rb") as stream:
         start = stream.read(512)
     if start.startswith(PICTURE_STARTS) or path.suffix.lower() in ENDINGS:

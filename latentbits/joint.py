@@ -34,7 +34,10 @@ def stage_losses(
     """The losses of a batch x (B, D) by the objective that the configuration names, or the given one."""
     given = config.objective == "given"
     if given and parts.losses is not None:
-        return parts.losses(model, x, z_negative, samples, generator)
+        losses = parts.losses(model, x, z_negative, samples, generator)
+        if not isinstance(losses, Losses):
+            raise TypeError(f"losses: expected it to return latentbits.Losses, got {type(losses).__name__}")
+        return losses
     if config.objective == "relaxed":
         return relaxed_losses(model, x, z_negative, config.relaxation, config.dropout, generator, products)
     if isinstance(model, GaussianModel):
@@ -46,9 +49,14 @@ def stage_losses(
 
 
 def optimizers(model: LatentModel, config: JointConfig) -> tuple[Optimizer, Optimizer]:
-    """Of the networks, which have rates of their own, and of the prior."""
+    """Of the networks, which have rates of their own, and of the prior.
+
+    What else a model of one's own has, such as a baseline for its losses, goes with the encoder.
+    """
+    named = {part: set(getattr(model, part).parameters()) for part in ("decoder", "prior")}
+    others = [p for p in model.parameters() if not any(p in each for each in named.values())]
     nets = [
-        group(model.encoder.parameters(), config.encoder_learning_rate),
+        group(others, config.encoder_learning_rate),
         group(model.decoder.parameters(), config.decoder_learning_rate),
     ]
     prior = SGD([group(model.prior.parameters(), config.prior_learning_rate)])

@@ -143,13 +143,32 @@ class LatentModel(nn.Module):
         inputs = getattr(self.encoder, "inputs", None)
         return inputs if isinstance(inputs, int) else None
 
+    def check_data(self, argument: str, x: Tensor, leading: str = "B") -> None:
+        """Refuse data x (leading, D) that p(x | z) is not of: for bits anything but 0 and 1, say.
+
+        Raises:
+            ValueError: If shape or values are others.
+        """
+        check_shape(argument, x, leading, self.inputs)
+        family = getattr(self.family, "func", self.family)
+        highest = 1 if family is Bits else 255 if family is LogisticMixture else None  # one's own may take any
+        if highest is not None and not ((x >= 0) & (x <= highest) & (x == x.round())).all():
+            raise ValueError(
+                f"{argument}: expected {'bits, 0 or 1' if highest == 1 else f'whole numbers from 0 to {highest}'}, got "
+                f"values from {x.min().item():g} to {x.max().item():g}"
+            )
+
     def rows_at_once(self) -> int:
         """How many rows of latents the decoder may take at once where no gradient is wanted."""
         return max(1, ELEMENTS_PER_CHUNK // int(getattr(self.decoder, "elements", 1000)))
 
     def posterior(self, x: Tensor) -> Bits:
         """q(z | x) for data x (B, D), a distribution over bits (B, M)."""
-        return Bits(self.encoder(x))
+        return self.posterior_of(self.encoder(x))
+
+    def posterior_of(self, parameters: Tensor) -> Bits:
+        """q(z | x) given what the encoder says of x: logits (B, M)."""
+        return Bits(parameters)
 
     def likelihood(self, z: Tensor) -> Likelihood:
         """p(x | z) for bits z (*, M), a distribution over data (*, D)."""
@@ -208,13 +227,18 @@ class LatentModel(nn.Module):
             L_K for each datum, float64, with shape (B,).
 
         Raises:
-            ValueError: If x has another shape.
+            ValueError: If x has another shape, or values that p(x | z) is not of.
         """
         return self.importance_sums(x, samples, generator=generator).log_mean - float(log_partition)
 
     @torch.no_grad()
     def score(
-        self, x: Tensor, samples: int, log_partition: Tensor | float, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        samples: int,
+        log_partition: Tensor | float,
+        generator: torch.Generator | None = None,
+        parameters: Tensor | None = None,
     ) -> Scores:
         """Each datum's log-likelihood with its own Monte-Carlo error: the bound L_K of :meth:`log_prob`.
 
@@ -223,11 +247,12 @@ class LatentModel(nn.Module):
             samples: K, posterior samples for each datum; 2 or more for an error.
             log_partition: log Z of the prior, whose error is common to all.
             generator: Source of the randomness; the default generator if None.
+            parameters: Of other posteriors than the encoder's, as in :meth:`importance_sums`.
 
         Raises:
-            ValueError: If x has another shape.
+            ValueError: If x has another shape, or values that p(x | z) is not of.
         """
-        sums = self.importance_sums(x, samples, 0, generator)
+        sums = self.importance_sums(x, samples, 0, generator, parameters=parameters)
         return Scores(sums.log_mean - log_partition, sums.variance.sqrt(), sums.effective_sample_size)
 
     @torch.no_grad()
@@ -238,6 +263,7 @@ class LatentModel(nn.Module):
         keep: int = 0,
         generator: torch.Generator | None = None,
         progress: Callable[[float], None] | None = None,
+        parameters: Tensor | None = None,
     ) -> "ImportanceSums":
         """Draw K posterior samples for each datum in chunks, keeping sums of their weights and a few of them.
 
@@ -247,10 +273,12 @@ class LatentModel(nn.Module):
             keep: Number m of samples to keep, independent draws from the normalised weights.
             generator: Source of the randomness; the default generator if None.
             progress: Told after each chunk what share of all, between 0 and 1, is done.
+            parameters: Of the posteriors to draw from, as of :func:`latentbits.refine`, with shape (B, outputs of the
+                encoder); the encoder's own if None.
         """
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
-        check_shape("x", x, "B", self.inputs)
+        self.check_data("x", x)
         x = x.to(self.prior.visible_bias)
         rows = max(1, ELEMENTS_PER_CHUNK // (min(samples, 64) * self._elements(x)))
         parts = []
@@ -261,7 +289,8 @@ class LatentModel(nn.Module):
                 if progress is not None:
                     progress((first + share * count) / len(x))
 
-            parts.append(self._importance_sums(part, samples, keep, generator, tell))
+            q = self.posterior(part) if parameters is None else self.posterior_of(parameters[first : first + rows])
+            parts.append(self._importance_sums(part, q, samples, keep, generator, tell))
         log_sum, log_sum_squares, z = (
             torch.cat(part, -2 if part[0].dim() == 3 else 0) for part in zip(*parts, strict=True)
         )
@@ -270,12 +299,12 @@ class LatentModel(nn.Module):
     def _importance_sums(
         self,
         x: Tensor,
+        q: Bits,
         samples: int,
         keep: int,
         generator: torch.Generator | None,
         tell: Callable[[float], None],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        q = self.posterior(x)
         B, M = x.shape[0], self.prior.visible
         log_sum = x.new_full((B,), -torch.inf, dtype=torch.float64)
         log_sum_squares = log_sum.clone()
@@ -283,7 +312,7 @@ class LatentModel(nn.Module):
         chunk = max(1, ELEMENTS_PER_CHUNK // (len(x) * self._elements(x)))
         for first in range(0, samples, chunk):
             z = q.sample((min(chunk, samples - first),), generator)
-            log_w = self.log_weight(x, z).double()
+            log_w = (self.log_joint(x, z) - q.log_prob(z)).double()
             log_chunk = log_w.logsumexp(0)
             log_sum = torch.logaddexp(log_sum, log_chunk)
             log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(0))
@@ -306,9 +335,9 @@ class LatentModel(nn.Module):
         """The most probable bits under q(z | x) for data x (B, D), with shape (B, M).
 
         Raises:
-            ValueError: If x has another shape.
+            ValueError: If x has another shape, or values that p(x | z) is not of.
         """
-        check_shape("x", x, "*", self.inputs)
+        self.check_data("x", x, "*")
         return (self.posterior(x.to(self.prior.visible_bias)).logits > 0).to(self.prior.visible_bias)
 
     @torch.no_grad()
@@ -405,7 +434,11 @@ class GaussianModel(LatentModel):
 
     def posterior(self, x: Tensor) -> DiagonalNormal:  # type: ignore[override]
         """q(z | x) for data x (B, D), a distribution over latents (B, M)."""
-        loc, log_scale = self.encoder(x).chunk(2, -1)
+        return self.posterior_of(self.encoder(x))
+
+    def posterior_of(self, parameters: Tensor) -> DiagonalNormal:  # type: ignore[override]
+        """q(z | x) given what the encoder says of x: means and log standard deviations (B, 2 M)."""
+        loc, log_scale = parameters.chunk(2, -1)
         return DiagonalNormal(loc, log_scale.exp())
 
     @torch.no_grad()
@@ -413,9 +446,9 @@ class GaussianModel(LatentModel):
         """The posterior's means for data x (B, D), with shape (B, M).
 
         Raises:
-            ValueError: If x has another shape.
+            ValueError: If x has another shape, or values that p(x | z) is not of.
         """
-        check_shape("x", x, "*", self.inputs)
+        self.check_data("x", x, "*")
         return self.posterior(x.to(self.prior.visible_bias)).loc
 
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .distributions import Bits
-from .fused import bernoulli, generator_device, standard_normal, uniform
+from .fused import bernoulli, generator_device, standard_normal
 from .model import GaussianModel, LatentModel, Products
 
 LARGEST_WEIGHT_ERROR = 1e-4
@@ -125,15 +125,26 @@ def choose(weights: Tensor, samples: Tensor, count: int, generator: torch.Genera
     return kept, torch.full_like(index, 1, dtype=weights.dtype) / count
 
 
-def check_weights(weights: Tensor, log_w: Tensor) -> None:
-    """Refuse weights of log-weights log_w (K, B) that samples cannot be drawn with.
+def check_signal(signal: Signal, log_w: Tensor, drawn: bool) -> None:
+    """Refuse what a function of one's own says of log-weights log_w (K, B) if it cannot be used.
+
+    Arguments:
+        signal: What it returned.
+        log_w: What it was given.
+        drawn: Whether samples will be drawn by its weights.
 
     Raises:
-        ValueError: If they do not have its shape, or are negative, or do not have the sum 1 for each datum.
+        TypeError: If it is no signal.
+        ValueError: If a shape does not fit; or if samples cannot be drawn, for a weight is negative, or the weights of
+            a datum do not have the sum 1.
     """
-    if weights.shape != log_w.shape:
-        raise ValueError(f"objective: expected weights of shape {tuple(log_w.shape)}, got {tuple(weights.shape)}")
-    if not ((weights >= 0).all() and ((weights.sum(0) - 1).abs() < LARGEST_WEIGHT_ERROR).all()):
+    if not isinstance(signal, Signal):
+        raise TypeError(f"objective: expected it to return a latentbits.Signal, got {type(signal).__name__}")
+    for name, expected in (("bound", log_w.shape[1:]), ("weights", log_w.shape), ("encoder_signal", log_w.shape)):
+        if (given := getattr(signal, name)).shape != expected:
+            raise ValueError(f"objective: expected {name} of shape {tuple(expected)}, got {tuple(given.shape)}")
+    weights = signal.weights
+    if drawn and not ((weights >= 0).all() and ((weights.sum(0) - 1).abs() < LARGEST_WEIGHT_ERROR).all()):
         raise ValueError(
             "objective: expected weights of 0 or more with the sum 1 for each datum, by which samples are drawn to go "
             "backward; with joint.backward_samples=0 all go, and weights may be anything"
@@ -225,8 +236,8 @@ def losses_of_samples(
     with torch.no_grad():
         log_w = model.log_joint(x, z, products) - Bits(a.detach()).log_prob(z)
         signal = signal_of(log_w)
-        if backward_samples and not isinstance(objective, str):
-            check_weights(signal.weights, log_w)
+        if not isinstance(objective, str):
+            check_signal(signal, log_w, drawn=backward_samples > 0)
         z_kept, weights = choose(signal.weights, z, backward_samples, generator)
 
     s = signal.encoder_signal
@@ -256,10 +267,9 @@ def relaxed_losses(
 ) -> Losses:
     r"""The ELBO of one relaxed sample, whose gradient reaches the encoder through the sample (GumBolt's).
 
-    .. math:: \log p(x | \zeta) - F(\zeta) + H(q) - \log Z, \quad
-        \zeta = \sigma((a + \mathrm{logit}(u)) / \tau), \; u \sim U(0, 1)
+    .. math:: \log p(x | \zeta) - F(\zeta) + H(q) - \log Z
 
-    The entropy H(q) is that of the bits, exactly.
+    The sample is :meth:`latentbits.distributions.Bits.rsample`'s; the entropy H(q) is that of the bits, exactly.
 
     Arguments:
         model: Encoder, decoder and prior.
@@ -272,8 +282,7 @@ def relaxed_losses(
     """
     with products():
         a = model.encoder(drop(x, dropout, generator))
-    u = uniform(a.shape, a, generator).clamp(min=1e-6)
-    zeta = torch.sigmoid((a + torch.logit(u)) / relaxation)
+    zeta = Bits(a).rsample(generator=generator, temperature=relaxation)
     with products():
         p_x = model.likelihood(zeta)
     log_p, free_energy = p_x.log_prob(x), model.prior.free_energy(zeta)

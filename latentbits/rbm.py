@@ -52,9 +52,12 @@ class Energy(nn.Module):
 
 
 class Ising(NamedTuple):
-    r"""The same machine over spins s = 2 z - 1 and t = 2 h - 1 in {-1, 1}, as annealers take it.
+    r"""The same machine over spins s = 2 z - 1 and t = 2 h - 1 in {-1, 1}.
 
     .. math:: E(s, t) = -s^T J t - s^T f - t^T g + e
+
+    This is the physicists' sign. Interfaces of annealers often minimise :math:`+s^T J t + s^T f + t^T g`: they want -J,
+    -f and -g, and give them.
 
     Attributes:
         couplings: J, with shape (M, H).
@@ -69,14 +72,24 @@ class Ising(NamedTuple):
     offset: Tensor
 
 
-def check_bits(argument: str, given: Tensor, width: int) -> None:
-    """Refuse a tensor that is not bits of shape (B, width).
+def check_bits(argument: str, given: Tensor, width: int, leading: str = "B") -> None:
+    """Refuse what is not bits of shape (leading, width).
+
+    Arguments:
+        argument: Its name.
+        given: The tensor.
+        width: Length of the last axis.
+        leading: "B" for one axis before the last, "*" for any number.
 
     Raises:
+        TypeError: If it is no tensor.
         ValueError: If the shape is another, or a value is neither 0 nor 1.
     """
-    if given.dim() != 2 or given.shape[1] != width:
-        raise ValueError(f"{argument}: expected shape (B, {width}), got {tuple(given.shape)}")
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(given).__name__}; torch.as_tensor makes one")
+    axes = given.dim() == 2 if leading == "B" else given.dim() > 0
+    if not axes or given.shape[-1] != width:
+        raise ValueError(f"{argument}: expected shape ({leading}, {width}), got {tuple(given.shape)}")
     if not ((given == 0) | (given == 1)).all():
         raise ValueError(
             f"{argument}: expected 0s and 1s, got other values; spins s in -1 and 1 are bits (s + 1) / 2, and grey "
@@ -119,9 +132,10 @@ class RBM(Energy):
         """An RBM from parameters trained elsewhere: arrays of shape (M, H), (M,) and (H,).
 
         Raises:
-            ValueError: If the shapes do not fit together or a value is not finite.
+            ValueError: If these are no numbers, the shapes do not fit together or a value is not finite.
         """
-        W, b, c = (torch.as_tensor(np.asarray(a), dtype=torch.float32) for a in (weight, visible_bias, hidden_bias))
+        given = {"weight": weight, "visible_bias": visible_bias, "hidden_bias": hidden_bias}
+        W, b, c = (torch.from_numpy(_numbers(f"RBM.from_arrays: {name}", a)).float() for name, a in given.items())
         if W.dim() != 2 or b.shape != W.shape[:1] or c.shape != W.shape[1:]:
             raise ValueError(
                 "RBM.from_arrays: expected weight (M, H), visible_bias (M,) and hidden_bias (H,), got "
@@ -144,13 +158,23 @@ class RBM(Energy):
         return Ising(W / 4, b / 2 + W.sum(1) / 4, c / 2 + W.sum(0) / 4, offset)
 
     @classmethod
-    def from_ising(cls, couplings: Any, visible_field: Any, hidden_field: Any) -> "RBM":
-        """An RBM from couplings J (M, H) and fields (M,) and (H,) over spins, as those of :class:`Ising`.
+    def from_ising(cls, couplings: Any, visible_field: Any, hidden_field: Any, offset: Any = 0.0) -> "RBM":
+        """An RBM from couplings J (M, H) and fields f (M,) and g (H,) over spins, with the signs of :class:`Ising`.
+
+        Its probabilities are those of the spins. Its energies are not: log Z of the spins without an offset is
+        ``rbm.log_partition() + rbm.to_ising().offset``.
+
+        Arguments:
+            couplings: J, with shape (M, H); visible spins in rows.
+            visible_field: f, with shape (M,).
+            hidden_field: g, with shape (H,).
+            offset: Not used, for it changes no probability; so ``RBM.from_ising(*rbm.to_ising())`` is the same machine.
 
         Raises:
-            ValueError: If the shapes do not fit together or a value is not finite.
+            ValueError: If these are no numbers, the shapes do not fit together or a value is not finite.
         """
-        J, f, g = (np.asarray(a, np.float64) for a in (couplings, visible_field, hidden_field))
+        given = {"couplings": couplings, "visible_field": visible_field, "hidden_field": hidden_field}
+        J, f, g = (_numbers(f"RBM.from_ising: {name}", a) for name, a in given.items())
         if J.ndim != 2 or f.shape != J.shape[:1] or g.shape != J.shape[1:]:
             raise ValueError(
                 "RBM.from_ising: expected couplings (M, H), visible_field (M,) and hidden_field (H,), got "
@@ -173,8 +197,17 @@ class RBM(Energy):
         """E(z, h) of bits z (*, M) and h (*, H), with shape (*)."""
         return -(z @ self.visible_bias) - (h @ self.hidden_bias) - ((z @ self.weight) * h).sum(-1)
 
+    def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
+        """log p(z) = -F(z) - log Z of bits z (*, M) of any number format, in nats, with shape (*).
+
+        Raises:
+            ValueError: If z is not bits, or its shape is another.
+        """
+        check_bits("z", z, self.visible, "*")
+        return super().log_prob(z.to(self.weight), log_partition)
+
     def free_energy(self, z: Tensor) -> Tensor:
-        """F(z) = -log sum_h exp(-E(z, h)) of bits z (*, M), in nats, with shape (*)."""
+        """F(z) = -log sum_h exp(-E(z, h)) of bits z (*, M), in nats, with shape (*); of relaxed bits too, unchecked."""
         return -(z @ self.visible_bias) - softplus_sum(self.hidden_logits(z))
 
     def hidden_logits(self, z: Tensor) -> Tensor:
@@ -242,7 +275,16 @@ class RBM(Energy):
         g_c -= mu @ g_W
 
     def fit_base(self, means: Tensor, count: int) -> None:
-        """Start annealing from the factorized distribution with the bit means (M,) of ``count`` data."""
+        """Start annealing from the factorized distribution with the bit means (M,) of ``count`` data.
+
+        Raises:
+            ValueError: If they are not so many numbers between 0 and 1.
+        """
+        if means.shape != (self.visible,) or not ((means >= 0) & (means <= 1)).all():
+            raise ValueError(
+                f"fit_base: expected means between 0 and 1 with shape ({self.visible},), got shape {tuple(means.shape)}"
+                f" and values from {means.min():g} to {means.max():g}"
+            )
         self.base_bias = torch.logit(clamp_means(means.detach().double(), count)).to(self.weight.detach())
 
     def annealing_base(self, base_bias: Tensor | None = None) -> Tensor:
@@ -262,6 +304,14 @@ class RBM(Energy):
         fitted = prefix + "base_bias" in state_dict
         self.base_bias = torch.empty_like(self.visible_bias.detach()) if fitted else None
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _numbers(argument: str, given: Any) -> np.ndarray:
+    """An array of real numbers, as float64."""
+    array = np.asarray(given)
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{argument}: expected an array of real numbers, got {type(given).__name__} of {array.dtype}")
+    return array.astype(np.float64)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

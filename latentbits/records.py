@@ -159,18 +159,26 @@ def evaluation_rows(evaluation: Evaluation) -> list[list[str]]:
         ]
 
     bound = "L_K, " if evaluation.likelihood.samples else ""  # an RBM over the data sums nothing out by sampling
+    if evaluation.refine_steps:
+        bound = "L_K, refined, "
     method = "exact Z" if evaluation.log_partition.method == "exact" else "AIS"
     rows = [row(f"{bound}{method}", evaluation.likelihood)]
     if evaluation.likelihood_fewer_samples:
         rows.append(row("smaller K", evaluation.likelihood_fewer_samples))
     if evaluation.likelihood_raise:
-        rows.append(row("RAISE", evaluation.likelihood_raise))
+        images = evaluation.likelihood_raise.images
+        name = "RAISE" if images == evaluation.likelihood.images else f"RAISE on {images:,}"  # whose own bound differs
+        rows.append(row(name, evaluation.likelihood_raise))
     return rows
 
 
 def evaluation_captions(evaluation: Evaluation) -> list[str]:
     """What the columns are, log Z, how RAISE differs on the images that it shares with the first row, and doubts."""
     lines = ["± MC: Monte-Carlo error for these images; ± images: standard error over images"]
+    if evaluation.refine_steps:
+        lines.append(
+            f"refined: each image's posterior by {evaluation.refine_steps:,} gradient steps before its K samples"
+        )
     for log_z in (evaluation.log_partition, evaluation.log_partition_ais):
         if log_z and log_z.method == "exact":
             lines.append(f"log Z = {log_z.value:.3f}, exact")

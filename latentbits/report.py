@@ -168,14 +168,16 @@ def comparison(runs: Sequence[Run], split: str) -> dict[str, Figure]:
     return figures
 
 
-def validation_by_hours(runs: Sequence[Run], form: Form) -> Figure | None:
+def validation_by_time(runs: Sequence[Run], form: Form) -> Figure | None:
     """Validation during training of several runs against wall time, in nats or, of 256 levels, in bits/dim.
 
     Time is that of the run itself: what a run began with from another's weights is not in it. None where no run has
     been validated.
     """
     in_bits = form.levels > 2
-    figure, axes = _axes("validation NLL during training", "hours of training", "bits/dim" if in_bits else "nats")
+    longest = max((row["seconds"] for run in runs for row in run.metrics()), default=0.0)
+    unit, each = ("hours", 3600) if longest >= 3600 else ("minutes", 60)
+    figure, axes = _axes("validation NLL during training", f"{unit} of training", "bits/dim" if in_bits else "nats")
     drawn: list[float] = []
     for color, run, label in zip(itertools.cycle(COLORS), runs, labels(runs), strict=False):
         rows = [row for row in run.metrics() if row["stage"] in ("warm_start", "joint") and "valid_nll" in row]
@@ -183,8 +185,7 @@ def validation_by_hours(runs: Sequence[Run], form: Form) -> Figure | None:
             nll = [form.bits_per_dimension(row["valid_nll"]) if in_bits else row["valid_nll"] for row in rows]
             counts = run.config.validation
             name = f"{label} (K = {counts.samples:,}, first {counts.images:,})"
-            hours = [row["seconds"] / 3600 for row in rows]
-            axes.plot(hours, nll, color=color, marker="o", markersize=3, label=name)
+            axes.plot([row["seconds"] / each for row in rows], nll, color=color, marker="o", markersize=3, label=name)
             drawn += nll
     if not drawn:
         return None
@@ -207,7 +208,7 @@ def write_comparison(runs: Sequence[Run], beside: dict[str, Tensor], form: Form,
         paths.append(folder / "samples-side-by-side.png")
         save_figure(side_by_side(beside, form), paths[-1])
     figures = {}
-    if len(runs) > 1 and (validation := validation_by_hours(runs, form)):
+    if len(runs) > 1 and (validation := validation_by_time(runs, form)):
         figures["validation-against-hours"] = validation
     for split in ("train", "valid", "test"):
         figures |= comparison(runs, split)

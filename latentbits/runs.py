@@ -104,8 +104,8 @@ class Run:
     def _refuse_another(self) -> None:
         if self.exists():
             raise RunError(
-                f"{self.path}: holds a run already, and nothing is overwritten; go on with --resume, or name "
-                "another folder with --run"
+                f"{self.path}: holds a run already, and nothing is overwritten; go on with --resume (in Python "
+                "resume=True), or name another folder with --run (run=)"
             )
 
     @classmethod
@@ -135,24 +135,7 @@ class Run:
         Raises:
             RunError: If the folder is damaged, or of a newer format.
         """
-        path = self.path / "config.json"
-        try:
-            values = json.loads(read_text(path))
-            number = values.pop("format", 1) if isinstance(values, dict) else 1
-            if not isinstance(number, int) or number > FOLDER_FORMAT:
-                raise RunError(
-                    f"{path}: expected a folder of format {FOLDER_FORMAT} or before, found {number!r}; use the version "
-                    "of latentbits that wrote it"
-                )
-            return Config.model_validate(values)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in error.errors()]
-            reason = "; ".join(problems[:3])
-            raise RunError(f"{path}: not a configuration that this version can read ({reason})") from error
-        except FileError as error:
-            raise RunError(str(error)) from error
-        except (ValueError, RecursionError) as error:
-            raise RunError(f"{path}: not a configuration that this version can read ({error})") from error
+        return read_config(self.path / "config.json")
 
     def remember_data_dir(self, data_dir: Path) -> None:
         """Write down where the data are, for those who look for them later."""
@@ -367,6 +350,31 @@ def _check_curve(row: Any) -> None:
     likelihood = row["evaluation"]["likelihood"]
     float(likelihood["nll"]), int(likelihood["samples"]), int(row["epoch"]), float(row["seconds"] or 0)
     row["images"].lower(), row["weights"]["file"].lower(), row["settings"].keys()
+
+
+def read_config(path: Path) -> Config:
+    """The configuration in a file as ``config.json`` of a run is; what it leaves out has its default.
+
+    Raises:
+        RunError: If the file is damaged, or of a newer format.
+    """
+    try:
+        values = json.loads(read_text(path))
+        number = values.pop("format", 1) if isinstance(values, dict) else 1
+        if not isinstance(number, int) or number > FOLDER_FORMAT:
+            raise RunError(
+                f"{path}: expected a folder of format {FOLDER_FORMAT} or before, found {number!r}; use the version "
+                "of latentbits that wrote it"
+            )
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in error.errors()]
+        reason = "; ".join(problems[:3])
+        raise RunError(f"{path}: not a configuration that this version can read ({reason})") from error
+    except FileError as error:
+        raise RunError(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: not a configuration that this version can read ({error})") from error
 
 
 def read_weights(path: Path, module: torch.nn.Module) -> None:

@@ -68,6 +68,16 @@ class Parts(NamedTuple):
         """
         if self.objective is not None and self.losses is not None:
             raise RunError("objective, losses: expected one of them, got both")
+        for name in ("objective", "losses", "sampler"):
+            part = getattr(self, name)
+            if part is not None and not callable(part):
+                hint = "; what has a name is a setting, as of joint.objective" if isinstance(part, str) else ""
+                raise RunError(f"{name}: expected a function, got {part!r}{hint}")
+        for name, type_ in (("model", LatentModel), ("splits", Splits)):
+            part = getattr(self, name)
+            if part is not None and not isinstance(part, type_):
+                made = "; latentbits.make_splits makes one of arrays" if name == "splits" else ""
+                raise RunError(f"{name}: expected a latentbits.{type_.__name__}, got {type(part).__name__}{made}")
         changes: dict[str, Any] = {}
         if self.model is not None:
             prior = self.model.prior
@@ -342,8 +352,13 @@ class Session:
         if exploded:
             raise TrainingError(
                 f"{self._where()}: the prior exploded: the free energies of data and chains came {self._gap:,.0f} nats "
-                f"apart, expected up to {self._most_gap:,.0f}; the last good checkpoint is kept. Lower the prior's "
-                "learning rate in a new run"
+                f"apart, expected up to {self._most_gap:,.0f}; the last good checkpoint is kept. "
+                + (
+                    "The given sampler may be of another machine than it was given: look at the signs of its couplings "
+                    "and fields, and at its temperature"
+                    if self.parts.sampler
+                    else "Lower the prior's learning rate in a new run"
+                )
             )
         self._gap = 0.0
 

@@ -85,6 +85,9 @@ def model_card(config: Config, parameters: int, record: Record | None, licence: 
         licence: Of the weights.
     """
     form = form_of(config.data)
+    draw = {"none": "lb.sample_prior(model, 64, 1000)  # 1,000 Gibbs steps", "dcgan": "model.sample(64)"}.get(
+        config.model.network, "model.sample(64, gibbs_steps=1000)"
+    )
     objective = f"objective {config.joint.objective}, " if config.joint.epochs else ""
     header = {
         "library_name": "latentbits",
@@ -106,7 +109,7 @@ def model_card(config: Config, parameters: int, record: Record | None, licence: 
         "import latentbits as lb",
         "",
         'model = lb.load("FOLDER")  # this folder',
-        "images = model.sample(64, gibbs_steps=1000)",
+        f"images = {draw}",
         "```",
         "",
         "## Evaluation",

@@ -84,12 +84,12 @@ class Splits(NamedTuple):
         return torch.logit(clamp_means(torch.stack(sums).sum(0).double() / len(self.train), len(self.train))).float()
 
 
-def make_splits(name: str, parts: Sequence[np.ndarray], form: Form) -> Splits:
+def make_splits(name: str, parts: Sequence[np.ndarray | Tensor], form: Form) -> Splits:
     """A data set from its training, validation and test data.
 
     Arguments:
         name: Of the data.
-        parts: The three, each uint8 below the form's levels with shape (N, D).
+        parts: The three, arrays or tensors of uint8 below the form's levels, or of bool, with shape (N, D).
         form: What an image looks like; of other data (1, 1, D).
 
     Raises:
@@ -97,18 +97,22 @@ def make_splits(name: str, parts: Sequence[np.ndarray], form: Form) -> Splits:
     """
     if len(parts) != 3:
         raise DataError(f"{name}: expected training, validation and test data, got {len(parts)} parts")
-    for title, part in zip(("training", "validation", "test"), parts, strict=True):
+    if not isinstance(form, Form):
+        raise DataError(f"{name}: expected form as latentbits.Form(channels, height, width, levels), got {form!r}")
+    arrays = [part.numpy() if isinstance(part, Tensor) else np.asarray(part) for part in parts]
+    arrays = [part.astype(np.uint8) if part.dtype == bool else part for part in arrays]
+    for title, part in zip(("training", "validation", "test"), arrays, strict=True):
         if part.dtype != np.uint8 or part.ndim != 2 or part.shape[1] != form.dimensions or not len(part):
             raise DataError(
                 f"{name}: expected {title} data as uint8 with shape (N, {form.dimensions}), N at least 1, got "
-                f"{part.dtype} with {part.shape}"
+                f"{part.dtype} with {part.shape}; .astype('uint8') changes an array's type"
             )
         if form.levels < 256 and (highest := int(part.max())) >= form.levels:
             raise DataError(f"{name}: expected {title} data below {form.levels}, got {highest}")
     digest = hashlib.sha256()
-    for part in parts:
+    for part in arrays:
         digest.update(np.ascontiguousarray(np.packbits(part, axis=1) if form.levels == 2 else part).data)
-    train, valid, test = (torch.from_numpy(part) for part in parts)
+    train, valid, test = (torch.from_numpy(part) for part in arrays)
     return Splits(name, train, valid, test, form, digest.hexdigest())
 
 

@@ -96,13 +96,18 @@ def train(
     """
     if tensorboard:
         check_tensorboard()
+    if not isinstance(config, Config):
+        raise RunError(f"config: expected a latentbits.Config, such as recipes.digits(), got {type(config).__name__}")
+    if max_minutes is not None and not max_minutes > 0:
+        raise RunError(f"max_minutes: expected a positive number, got {max_minutes}")
     parts = Parts(model, splits, objective, sampler, losses)
-    config = parts.settings(config)
-    folder = Run.open(run) if resume else None
+    config, folder = parts.settings(config), Run.open(run) if resume else None
+    if folder is not None:
+        parts.settings(folder.config)  # which says what is missing
     if folder is not None and folder.config != config:
         raise RunError(
             f"{folder.path}: was started with another configuration ({describe_difference(folder.config, config)}); "
-            "resume it without options, or start a new run"
+            "resume it without options, in Python with its own configuration, or start a new run"
         )
     check_shares(config)
     if data_dir is None and folder is not None:

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ValidationError
 from rich.padding import Padding
 
 from . import distributed, folders
-from .config import Config, DataConfig
+from .config import Config, DataConfig, different, without_effect
 from .console import OPTIONAL, DataPlace, Device, UsageError, check_device, console, lookup, naming, parse, say, warn
 from .recipes import RECIPES, Recipe, my_images
-from .runs import Run
+from .runs import Run, read_config
 from .train import train
 
 
@@ -90,12 +90,12 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     if not args or args[0] in ("-h", "--help"):
         print_usage()
         raise SystemExit(0 if args else 2)
-    base, found = named(args[0]).make(), None
+    base, found = named(args[0]), None
     args = in_long_form(args) if args[0] == "my-images" else args
     if {"-h", "--help"} & set(args):
         if args[0] == "my-images":
             say(OF_PICTURES)
-    elif started := to_resume(args):
+    elif started := to_resume(args, base.recipe):
         base = started  # the options of the first start need not be given again
     elif args[0] == "my-images":
         found, base = look_at_pictures(args)
@@ -110,19 +110,24 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     return config, options
 
 
-def named(recipe: str) -> Recipe:
-    """The recipe of a name.
+def named(recipe: str) -> Config:
+    """The configuration of a recipe's name, or in a file such as a run's ``config.json``.
 
     Raises:
         UsageError: If there is none; for a run's folder it says how to go on with the run.
     """
-    run = Run(recipe)
+    path, run = Path(recipe), Run(recipe)
+    if path.suffix == ".json" and path.is_file():
+        return read_config(path)
     if recipe not in RECIPES and run.exists():
-        raise UsageError(
-            f"recipe: {recipe} is the folder of a run; to go on with it: latentbits train {run.config.recipe} --run "
-            f"{shlex.quote(recipe)} --resume"
-        )
-    return cast(Recipe, lookup(recipe, RECIPES, "recipe"))
+        raise UsageError(f"recipe: {recipe} is the folder of a run; to go on with it: {to_go_on(run)}")
+    return cast(Recipe, lookup(recipe, RECIPES, "recipe")).make()
+
+
+def to_go_on(run: Run) -> str:
+    """The command that resumes a run: by its recipe, or by its file where no recipe has that name."""
+    recipe, path = run.config.recipe, shlex.quote(str(run.path))
+    return f"latentbits train {recipe if recipe in RECIPES else f'{path}/config.json'} --run {path} --resume"
 
 
 OF_PICTURES = """latentbits train my-images --data PICTURES [--size PIXELS] …
@@ -134,7 +139,8 @@ Networks and epochs are chosen by looking at the pictures; the defaults below ar
 
 def print_usage() -> None:
     """Say how a recipe is trained, and which there are."""
-    say("usage: latentbits train RECIPE [--section.option VALUE …] [--run DIR] [--resume]\n")
+    say("usage: latentbits train RECIPE [--section.option VALUE …] [--run DIR] [--resume]")
+    say("RECIPE is one of those below, or a file such as a run's config.json\n")
     say("  latentbits train digits --run runs/first\n  latentbits train mnist-mlp --max-minutes 30\n")
     print_recipes()
     say("\nOptions of a recipe: latentbits train RECIPE --help")
@@ -151,9 +157,14 @@ def parse_options(args: Sequence[str], base: Config) -> tuple[Config, TrainOptio
     values = dataclasses.asdict(parsed)
     del values["options"]
     try:
-        return base.vary(**values), parsed.options
+        config = base.vary(**values)
     except ValidationError as error:
         raise UsageError("\n".join(describe(problem) for problem in error.errors())) from error
+    idle = without_effect(config)
+    for name in different(config, base):
+        if name in idle:
+            warn(f"--{name.replace('_', '-')}: has no effect with {idle[name]}")
+    return config, parsed.options
 
 
 def last_value(args: Sequence[str], option: str) -> str | None:
@@ -162,18 +173,21 @@ def last_value(args: Sequence[str], option: str) -> str | None:
     return next((value for word, value in reversed(list(pairwise(words))) if word == option), None)
 
 
-def to_resume(args: Sequence[str]) -> Config | None:
+def to_resume(args: Sequence[str], recipe: str) -> Config | None:
     """The configuration of the run that is to be gone on with, if that is asked for and the run is there.
 
     Raises:
         UsageError: If it is a run of another recipe.
     """
-    run = Run(last_value(args, "--run") or Path("runs") / args[0])
+    run = Run(last_value(args, "--run") or Path("runs") / recipe)
     if "--resume" not in args or not run.exists():
         return None
     started = run.config
-    if started.recipe != args[0]:
-        raise UsageError(f"{run.path}: holds a run of {started.recipe}, and {args[0]} was asked for")
+    if started.recipe != recipe:
+        raise UsageError(
+            f"{run.path}: holds a run of {started.recipe}, and {recipe} was asked for; to go on with it: "
+            f"{to_go_on(run)}"
+        )
     return started
 
 
@@ -248,5 +262,5 @@ def run_train(args: Sequence[str]) -> int:
         command = f"sample {path}" if config.model.network == "dcgan" else f"evaluate {path}{place}"
         say(f"finished: {run.path}\nnext: latentbits {command}")
     else:
-        say(f"stopped: {run.path}\nnext: latentbits train {config.recipe} --run {path} --resume{place}")
+        say(f"stopped: {run.path}\nnext: {to_go_on(run)}{place}")
     return 0

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_train import tiny, weights
 
 import latentbits as lb
-from latentbits import data
+from latentbits import data, train
 from latentbits.cli import COMMANDS, main
 from latentbits.codes_cli import picture as single
-from latentbits.config import DataConfig
+from latentbits.config import DataConfig, different, without_effect
 from latentbits.folders import square_form
 from latentbits.recipes import RECIPES
+from latentbits.records import last_evaluation
 from latentbits.report import grid, labels, learning_curves, nearest, over, present
 from latentbits.runs import Run
 from latentbits.splits import Form
@@ -237,6 +239,61 @@ def test_help_calls_words_by_what_they_are(command, capsys):
     assert not [word for word in ("None", "STR", "PATH", "(default: )") if word in text]
 
 
+def test_a_run_of_no_recipes_name_goes_on_as_it_says(tmp_path, capsys):
+    """And a configuration in a file is trained as a recipe is, with options."""
+    folder = tmp_path / "run"
+    config = tiny().vary("mine")
+    train(config, folder, max_minutes=1e-9, quiet=True)
+    assert main(["train", "digits", "--run", str(folder), "--resume"]) == 2
+    command = f"latentbits train {folder}/config.json --run {folder} --resume"
+    assert command in " ".join(capsys.readouterr().err.split())
+    assert main([*command.split()[1:], "--max-minutes", "1e-9"]) == 0
+    assert command in " ".join(capsys.readouterr().out.replace("\n", "").split())
+    assert main(command.split()[1:]) == 0
+    assert Run(folder).finished
+    again = ["train", str(folder / "config.json"), "--run", str(tmp_path / "again"), "--seed", "1"]
+    assert main([*again, "--max-minutes", "1e-9"]) == 0
+    assert Run(tmp_path / "again").config == config.vary(seed=1)
+
+
+def test_options_without_effect_are_named(capsys):
+    """Those that are given; not what a recipe leaves at its default."""
+    config, _ = parse_train(["digits", "--model.maps", "8", "16", "--joint.relaxation", "0.5", "--seed", "3"])
+    assert config.model.maps == (8, 16)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--model.maps: has no effect with model.network=mlp" in said
+    assert "--joint.relaxation: has no effect with joint.objective=vimco" in said
+    assert said.count("no effect") == 2
+    parse_train(["digits", "--model.prior", "bernoulli", "--model.hidden", "9", "--warm-start.chains", "7"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--model.hidden: has no effect with model.prior=bernoulli" in said
+    assert "--warm-start.chains: has no effect with warm_start.epochs=0" in said
+    assert said.count("no effect") == 2
+
+
+def test_what_has_no_effect_has_none(tmp_path):
+    """Weights after training are the same whatever such a setting is; those of a setting that counts are not."""
+    config = tiny()
+    trained = weights(train(config, tmp_path / "run", quiet=True))
+    idle = {"model": {"maps": (3,), "norm": "batch"}, "joint": {"relaxation": 0.9}, "warm_start": {"chains": 3}}
+    assert not set(different(config, config.vary(**idle))) - set(without_effect(config))
+    same = weights(train(config.vary(**idle), tmp_path / "idle", quiet=True))
+    assert all(torch.equal(same[name], value) for name, value in trained.items())
+    other = weights(train(config.vary(joint={"gibbs_steps": 2}), tmp_path / "other", quiet=True))
+    assert not all(torch.equal(other[name], value) for name, value in trained.items())
+
+
+def test_a_picture_is_not_written_under_another_kinds_name(run, tmp_path, capsys):
+    assert main(["sample", str(run), "--out", str(tmp_path / "a.jpg")]) == 2
+    assert "--out: expected a name that ends in .png" in " ".join(capsys.readouterr().err.split())
+
+
+def test_digits_are_in_no_folder(tmp_path, capsys):
+    assert main(["train", "digits", "--run", str(tmp_path / "run"), "--data-dir", str(tmp_path)]) == 2
+    assert "digits come with scikit-learn" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_resuming_another_recipe_is_refused(run, capsys):
     assert main(["train", "mnist-rbm", "--run", str(run), "--resume"]) == 2
     assert "holds a run of digits, and mnist-rbm was asked for" in capsys.readouterr().err
@@ -256,6 +313,7 @@ def test_an_evaluation_without_an_error_bar_is_still_json(run):
 
     record = json.loads((run / "evaluation.json").read_text(), parse_constant=refuse)
     assert "standard_error_images" not in record["evaluation"]["likelihood"]
+    assert last_evaluation(Run(run)).evaluation.likelihood.standard_error_images is None
 
 
 def test_a_folder_with_other_things_is_not_taken_over(tmp_path, capsys):

@@ -161,6 +161,31 @@ def test_doubts_name_what_failed(model, x, monkeypatch):
         assert doubt in found
 
 
+def test_a_doubt_does_not_blame_an_exact_log_partition(model, x):
+    evaluation = evaluate(model, x, "valid", COUNTS, generator=seeded(0))
+    assert evaluation.log_partition.method == "exact"
+    far = evaluation.likelihood_raise.model_copy(update={"difference": 0.5, "difference_standard_error": 0.01})
+    (found,) = doubts(evaluation.model_copy(update={"likelihood_raise": far}))
+    assert "log Z is exact, so RAISE has not arrived" in found
+
+
+@pytest.mark.parametrize("wrong", [lambda x: 255 * x, lambda x: x - 0.5, lambda x: x * torch.nan])
+def test_data_of_other_values_are_refused(model, x, wrong):
+    """0 and 255 for bits would give a likelihood that looks far too good."""
+    for call in (
+        lambda: evaluate(model, wrong(x), "valid", COUNTS),
+        lambda: model.log_prob(wrong(x), 2, 0.0),
+        lambda: model.encode(wrong(x)),
+    ):
+        with pytest.raises(ValueError, match="x: expected bits, 0 or 1, got values from"):
+            call()
+
+
+def test_another_schedule_is_refused(model, x):
+    with pytest.raises(ValueError, match="schedule: expected adaptive or linear, got geometric"):
+        evaluate(model, x, "valid", COUNTS, "geometric")
+
+
 @pytest.mark.parametrize(("name", "count"), [("mnist-rbm-30-epochs-valid", 1), ("mnist-mlp-best-test", 0)])
 def test_doubts_stand_in_the_terminal_and_on_the_card(name, count):
     record = json.loads((RESULTS / f"{name}.json").read_text())
@@ -239,12 +264,12 @@ def test_parts_of_large_images_are_smaller_and_progress_is_told_within_them(mode
     assert shares[-1] == 1.0
 
 
-@pytest.mark.parametrize("phase", ["AIS", "bound with K = 200", "RAISE"])
+@pytest.mark.parametrize("phase", ["AIS", "refining posteriors", "bound with K = 200", "RAISE"])
 def test_an_interrupted_evaluation_goes_on_to_the_same_result(model, x, tmp_path, monkeypatch, phase):
     """What was written down is not computed again; at the end nothing is left of it."""
     monkeypatch.setattr(MODULE, "IMAGES_PER_PART", 20)
     monkeypatch.setattr("latentbits.files.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    counts = Counts(200, 3000, 400, 60, 2, 400)
+    counts = Counts(200, 3000, 400, 60, 2, 400, 10)
     fit_prior_base(model, x)
 
     def run(report, checkpoints=None):
@@ -257,8 +282,8 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_result(model, x, tmp_path
     whole = run(lambda *_: None)
     with pytest.raises(InterruptionError):
         run(interrupt, tmp_path)
-    names = ("annealing", "bound", "bound", "annealing")
-    phases = ("AIS", "bound with K = 200", "bound with K = 20", "RAISE")
+    names = ("annealing", "refined", "bound", "bound", "annealing")
+    phases = ("AIS", "refining posteriors", "bound with K = 200", "bound with K = 20", "RAISE")
     count = phases.index(phase) + 1
     assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == sorted(names[:count])
     told, scored = {}, []
@@ -266,7 +291,8 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_result(model, x, tmp_path
     monkeypatch.setattr(LatentModel, "importance_sums", lambda *a, **b: scored.append(1) or score(*a, **b))
     resumed = run(lambda name, share, _: told.setdefault(name, share), tmp_path)
     assert resumed == whole
-    assert len(scored) == {"AIS": 6, "bound with K = 200": 5, "RAISE": 0}[phase]  # three parts for each K
+    # three parts for each K
+    assert len(scored) == {"AIS": 6, "refining posteriors": 6, "bound with K = 200": 5, "RAISE": 0}[phase]
     if "bound" not in phase:
-        assert told[phase] > 0.5
+        assert told[phase] > (0.5 if phase != "refining posteriors" else 0.33)
     assert ("AIS" in told) == (phase == "AIS")  # what had come to its end is not done again

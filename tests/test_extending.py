@@ -79,7 +79,7 @@ def test_what_was_given_is_asked_for_again(tmp_path, capsys):
         lb.load(run.path)
     with pytest.raises(lb.DataError, match="given in Python"):
         lb.load_data(run.config.data)
-    with pytest.raises(lb.RunError, match="sampler: given -> gibbs"):
+    with pytest.raises(lb.RunError, match="its own sampler: pass sampler= to"):
         lb.train(config, tmp_path / "run", resume=True, quiet=True, **(given | {"sampler": None}))
     assert cli.main(["evaluate", str(run.path)]) == 2
     assert cli.main(["train", "digits", "--run", str(tmp_path / "new"), "--joint.objective", "given"]) == 2
@@ -120,6 +120,62 @@ def test_weights_that_samples_cannot_be_drawn_with_are_refused(tmp_path, wrong):
 
     with pytest.raises(ValueError, match="objective: expected weights of"):
         lb.train(tiny(), tmp_path / "run", quiet=True, objective=spoiled)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda s: s._replace(encoder_signal=s.encoder_signal.mean(0, keepdim=True)), "encoder_signal of shape"),
+        (lambda s: s._replace(bound=s.bound.mean()), "bound of shape"),
+        (lambda s: s.encoder_signal, "return a latentbits.Signal, got Tensor"),
+    ],
+)
+def test_signals_that_would_be_broadcast_are_refused(tmp_path, spoil, words):
+    """They would train silently, by another gradient."""
+    config = tiny(joint={"backward_samples": 0})
+    with pytest.raises((ValueError, TypeError), match=words):
+        lb.train(config, tmp_path / "run", quiet=True, objective=lambda log_w: spoil(lb.vimco(log_w)))
+
+
+def test_losses_of_another_type_are_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"losses: expected it to return latentbits\.Losses, got NoneType"):
+        lb.train(tiny(), tmp_path / "run", quiet=True, losses=lambda *batch: None)
+
+
+def test_what_else_a_model_has_is_trained_with_the_encoder(tmp_path):
+    """A baseline as own losses may want: regression on a constant moves it there."""
+    splits, config = lb.load_data("digits"), tiny(joint={"epochs": 20, "encoder_learning_rate": 0.1, "average": 0.0})
+
+    def with_baseline():
+        model = same_model(config, splits)
+        model.baseline = torch.nn.Parameter(torch.zeros(1))
+        return model
+
+    def losses(model, x, z, K, generator):
+        found = own_losses.disarm(model, x, z, K, generator)
+        return found._replace(encoder=found.encoder + (model.baseline - 1).square().sum())
+
+    run = lb.train(config, tmp_path / "run", quiet=True, model=with_baseline(), losses=losses)
+    baseline = lb.load(run.path, "joint", model=with_baseline()).baseline
+    assert float(baseline.detach()) == pytest.approx(1.0, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"objective": "vimco"}, "objective: expected a function, got 'vimco'; what has a name is a setting"),
+        ({"sampler": 3}, "sampler: expected a function, got 3"),
+        ({"model": torch.nn.Linear(2, 2)}, r"model: expected a latentbits\.LatentModel, got Linear"),
+        ({"splits": np.zeros((3, 64), np.uint8)}, r"splits: expected a latentbits\.Splits, got ndarray"),
+        ({"max_minutes": -1}, "max_minutes: expected a positive number, got -1"),
+    ],
+)
+def test_parts_of_another_type_are_refused_before_anything_is_written(tmp_path, given, words):
+    with pytest.raises(lb.RunError, match=words):
+        lb.train(tiny(), tmp_path / "run", quiet=True, **given)
+    with pytest.raises(lb.RunError, match=r"config: expected a latentbits\.Config"):
+        lb.train("digits", tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_any_weights_may_go_where_all_samples_go_backward(tmp_path):

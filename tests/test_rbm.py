@@ -345,3 +345,45 @@ def test_couplings_that_do_not_fit_are_refused():
         RBM.from_ising(np.zeros((3, 4)), np.zeros(4), np.zeros(3))
     with pytest.raises(ValueError, match="values that are not finite"):
         RBM.from_ising(np.full((3, 4), np.inf), np.zeros(3), np.zeros(4))
+
+
+def test_log_prob_is_of_bits_in_any_number_format_and_of_nothing_else():
+    rbm = random_rbm(4, 3)
+    z, log_z = bits(4), rbm.log_partition()
+    for dtype in (torch.uint8, torch.bool, torch.float64):
+        assert torch.equal(rbm.log_prob(z.to(dtype), log_z), rbm.log_prob(z, log_z))
+    for wrong in (2 * z - 1, z / 2, z * torch.nan, z[:, :3]):
+        with pytest.raises(ValueError, match="z: expected"):
+            rbm.log_prob(wrong, log_z)
+    with pytest.raises(TypeError, match=r"z: expected a torch\.Tensor, got ndarray"):
+        rbm.log_prob(z.numpy(), log_z)
+
+
+def test_log_partition_of_spins_is_that_of_bits_and_the_offset():
+    """By a sum over all spins, as an annealer's user has them: without an offset."""
+    rbm = random_rbm(4, 3)
+    J, f, g, _ = (value.numpy() for value in rbm.to_ising())
+    s, t = 2 * exact.states(4) - 1, 2 * exact.states(3) - 1
+    energies = -(s @ J @ t.T) - (s @ f)[:, None] - (t @ g)[None]
+    log_z = np.log(np.exp(-energies).sum())
+    made = RBM.from_ising(J, f, g)
+    assert float(made.log_partition() + made.to_ising().offset) == pytest.approx(log_z, abs=1e-5)
+    back = RBM.from_ising(*rbm.to_ising())
+    assert all(torch.allclose(p, q, atol=1e-5) for p, q in zip(back.parameters(), rbm.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: RBM.from_arrays(np.ones((2, 3)), None, np.ones(3)), "visible_bias: expected an array of real numbers"),
+        (lambda: RBM.from_arrays("w.npy", [0, 0], [0]), "weight: expected an array of real numbers, got str"),
+        (lambda: RBM.from_ising({(0, 0): 1.0}, [0], [0]), "couplings: expected an array of real numbers, got dict"),
+        (lambda: RBM.from_arrays(np.ones((1, 1)) * 1j, [0], [0]), "weight: expected an array of real numbers"),
+        (lambda: random_rbm(3, 2).fit_base(torch.full((3,), 3.0), 10), "fit_base: expected means between 0 and 1"),
+        (lambda: random_rbm(3, 2).fit_base(torch.full((3,), torch.nan), 10), "fit_base: expected means between"),
+        (lambda: random_rbm(3, 2).fit_base(torch.zeros(2), 10), r"with shape \(3,\), got shape \(2,\)"),
+    ],
+)
+def test_what_is_no_machine_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -13,7 +13,7 @@ from test_train import tiny
 import latentbits as lb
 from latentbits import cli, hub
 from latentbits.runs import FOLDER_FORMAT
-from latentbits.sharing import FILES, export
+from latentbits.sharing import FILES, export, model_card
 
 FORMAT_1 = Path(__file__).parent / "format-1"
 
@@ -86,6 +86,19 @@ def test_other_weights_do_not_borrow_the_evaluation(run, tmp_path):
     assert not (shared / "evaluation.json").exists()
     assert "Not evaluated" in (shared / "README.md").read_text()
     assert same(lb.load(shared), lb.load(run.path, "rbm"))
+
+
+def test_the_card_of_an_rbm_says_how_to_draw_from_it(tmp_path):
+    splits = lb.load_data("digits")
+    config = lb.recipes.mnist_rbm().vary(
+        "mine", model={"hidden": 4}, rbm={"cd_epochs": 1, "pcd_epochs": 0, "chains": 10}, validation={"images": 20}
+    )
+    run = lb.train(config, tmp_path / "run", splits=splits, quiet=True)
+    card = model_card(run.config, 332, None)
+    code = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(run.path)).replace("1000", "5")
+    names = {}
+    exec(code, names)
+    assert names["images"].shape == (64, 64)
 
 
 def test_nothing_is_overwritten_and_damage_is_named(run, tmp_path):

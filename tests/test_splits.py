@@ -5,7 +5,7 @@ import pytest
 import torch
 from checks import LIMIT, seeded
 
-from latentbits.splits import Form, distort, flip, shift
+from latentbits.splits import DataError, Form, distort, flip, make_splits, shift
 
 FORM = Form(2, 4, 5)
 
@@ -118,3 +118,15 @@ def test_channels_bend_together(dtype):
     assert torch.equal(channels[:, 0], channels[:, 2])
     assert not torch.equal(found, x)
     assert torch.equal(found, distort(x, Form(3, 8, 9, 256), 2.0, seeded(7)))
+
+
+def test_tensors_and_booleans_are_data_too():
+    form, rng = Form(1, 2, 3), np.random.default_rng(0)
+    arrays = [rng.integers(0, 2, (n, 6), np.uint8) for n in (4, 3, 2)]
+    made = make_splits("mine", arrays, form)
+    for parts in ([torch.from_numpy(a) for a in arrays], [a.astype(bool) for a in arrays]):
+        again = make_splits("mine", parts, form)
+        assert again.checksum == made.checksum
+        assert torch.equal(again.train, made.train)
+    with pytest.raises(DataError, match=r"expected form as latentbits\.Form"):
+        make_splits("mine", arrays, (1, 2, 3))

@@ -54,7 +54,7 @@ def annealed():
 def evaluated(images=40):
     """Bound and RAISE of the small model, as one row of figures."""
     model, x = small_model()
-    counts = Counts(60, 100, 20, images, 2, 20)
+    counts = Counts(60, 100, 20, images, 2, 20, refine_steps=2)
     result = evaluate(model, x.repeat(30, 1)[: 30 * images], "", counts, "linear", seeded(7))
     assert result.likelihood_raise is not None
     figures = [result.likelihood.nll, result.likelihood.effective_sample_size, result.likelihood_raise.nll]
