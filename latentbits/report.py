@@ -175,12 +175,14 @@ def validation_by_time(runs: Sequence[Run], form: Form) -> Figure | None:
     been validated.
     """
     in_bits = form.levels > 2
-    longest = max((row["seconds"] for run in runs for row in run.metrics()), default=0.0)
+    validated = [
+        [row for row in run.metrics() if row["stage"] in ("warm_start", "joint") and "valid_nll" in row] for run in runs
+    ]
+    longest = max((row["seconds"] for rows in validated for row in rows), default=0.0)
     unit, each = ("hours", 3600) if longest >= 3600 else ("minutes", 60)
     figure, axes = _axes("validation NLL during training", f"{unit} of training", "bits/dim" if in_bits else "nats")
     drawn: list[float] = []
-    for color, run, label in zip(itertools.cycle(COLORS), runs, labels(runs), strict=False):
-        rows = [row for row in run.metrics() if row["stage"] in ("warm_start", "joint") and "valid_nll" in row]
+    for color, run, rows, label in zip(itertools.cycle(COLORS), runs, validated, labels(runs), strict=False):
         if rows:
             nll = [form.bits_per_dimension(row["valid_nll"]) if in_bits else row["valid_nll"] for row in rows]
             counts = run.config.validation
@@ -209,7 +211,7 @@ def write_comparison(runs: Sequence[Run], beside: dict[str, Tensor], form: Form,
         save_figure(side_by_side(beside, form), paths[-1])
     figures = {}
     if len(runs) > 1 and (validation := validation_by_time(runs, form)):
-        figures["validation-against-hours"] = validation
+        figures["validation-against-time"] = validation
     for split in ("train", "valid", "test"):
         figures |= comparison(runs, split)
     for name, figure in figures.items():

@@ -353,7 +353,7 @@ def test_a_curve_of_kept_weights_is_evaluated_once_and_drawn(tmp_path, capsys):
     assert Run(runs[0]).curve_path("test").read_bytes() == before
     assert main(["report", str(runs[0]), str(runs[1]), "--gibbs-steps", "2", "--diagnostics-seconds", "0"]) == 0
     printed = capsys.readouterr().out
-    for name in ("validation-against-hours.png", "test-nll-against-epochs.png", "test-nll-against-hours.png"):
+    for name in ("validation-against-time.png", "test-nll-against-epochs.png", "test-nll-against-hours.png"):
         with Image.open(runs[0] / "report" / name) as picture:
             assert picture.width > 500
         assert name in printed
