@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import shutil
 import sys
 import time
@@ -526,6 +527,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return run_command(args[0], args[1:])
+    except BrokenPipeError:  # as of `latentbits recipes | head`: nobody reads on, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return 0
     except (UsageError, FileError, DataError, TrainingError, OSError) as error:
         return refuse(str(error))
     except (MemoryError, RuntimeError) as error:

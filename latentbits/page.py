@@ -313,10 +313,11 @@ def evaluation_intervals(evaluation: Evaluation) -> Intervals:
 
     first = evaluation.likelihood
     method = "exact log Z" if evaluation.log_partition.method == "exact" else "AIS"
-    bound = f"K = {first.samples:,}, " if first.samples else ""
+    refined = "refined, " if evaluation.refine_steps else ""
+    bound = f"{refined}K = {first.samples:,}, " if first.samples else ""
     rows = [row(f"{bound}{method}", first)]
     if fewer := evaluation.likelihood_fewer_samples:
-        rows.append(row(f"K = {fewer.samples:,}, {method}", fewer))
+        rows.append(row(f"{refined}K = {fewer.samples:,}, {method}", fewer))
     if raised := evaluation.likelihood_raise:
         place = first.nll + raised.difference
         rows.append(Interval(f"{bound}RAISE", place, raised.difference_standard_error, None))

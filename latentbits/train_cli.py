@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from rich.padding import Padding
 
 from . import distributed, folders
-from .config import Config, DataConfig, different, without_effect
+from .config import Config, DataConfig, different, settings, without_effect
 from .console import OPTIONAL, DataPlace, Device, UsageError, check_device, console, lookup, naming, parse, say, warn
 from .recipes import RECIPES, Recipe, my_images
 from .runs import Run, read_config
@@ -235,8 +235,11 @@ def look_at_pictures(args: Sequence[str]) -> tuple[folders.Description, Config]:
 
 def describe(problem: Any) -> str:
     """A line for a problem that validation found: the option, what is wrong, what came."""
-    option = ".".join(str(part) for part in problem["loc"]).replace("_", "-")
-    message = problem["msg"].removeprefix("Value error, ")
+    option, message = ".".join(str(part) for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
+    name, colon, rest = message.partition(": ")
+    if colon and (inner := f"{option}.{name}".lstrip(".")) in settings(Config()):  # a check of several names the one
+        option, message = inner, rest
+    option = option.replace("_", "-")
     came = "" if isinstance(problem["input"], dict) else f", got {problem['input']}"
     return f"--{option}: {message}{came}" if option else message
 

@@ -1,7 +1,10 @@
 """The command line: the whole way on a tiny run, and every refusal in a line with status 2."""
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -169,7 +172,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys):
         (
             ["train", "digits", "--joint.samples", "1", "--rbm.momentum", "2", "--seed", "-1"],
             [
-                "--joint: samples: expected at least 2 for objective vimco, got 1",
+                "--joint.samples: expected at least 2 for objective vimco, got 1",
                 "--rbm.momentum: Input",
                 "--seed: Input",
                 "got -1",
@@ -180,7 +183,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys):
         (["train", "digits", "--joint.objective", "iwae"], ["joint.objective: expected iwae with model.prior=normal"]),
         (
             ["train", "digits", "--joint.first-samples", "90"],
-            ["first_samples: expected 0, or between 2 and samples=20"],
+            ["--joint.first-samples: expected 0, or between 2 and samples=20"],
         ),
         (["train", "digits", "--weights", "/nowhere/rbm.safetensors"], ["/nowhere/rbm.safetensors: not found"]),
         (["train", "digits", "--model.network", "none"], ["nothing to train in stages 1 and 3"]),
@@ -286,6 +289,17 @@ def test_what_has_no_effect_has_none(tmp_path):
 def test_a_picture_is_not_written_under_another_kinds_name(run, tmp_path, capsys):
     assert main(["sample", str(run), "--out", str(tmp_path / "a.jpg")]) == 2
     assert "--out: expected a name that ends in .png" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_reader_may_stop_reading():
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.quote(sys.executable)} -m latentbits recipes | head -n 1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("digits")
+    assert done.stderr == ""
 
 
 def test_digits_are_in_no_folder(tmp_path, capsys):
