@@ -111,7 +111,10 @@ function drawChart(plot, chart) {
       make("text", { x: box.left - 7, y: Y(level) + 4, "text-anchor": "end" }, svg, labels[i]);
     });
     const places = chart.logarithmic ? [...Array(8).keys()].map(k => 10 ** k).filter(x => scale(x) >= left && scale(x) <= right) : ticks(left, right, width / 90);
-    for (const x of places) make("text", { x: X(x), y: box.bottom + 17, "text-anchor": "middle" }, svg, show(x, 7));
+    for (const x of places) {
+      const label = show(x, 7);  // whose last one must not leave the picture
+      make("text", { x: Math.min(X(x), width - 1 - 3.5 * label.length), y: box.bottom + 17, "text-anchor": "middle" }, svg, label);
+    }
     make("text", { x: box.right, y: height - 4, "text-anchor": "end" }, svg, chart.axes[axis]);
     const id = `clip${++clips}`, clip = make("clipPath", { id }, svg);
     make("rect", { x: box.left - 4, y: box.top - 4, width: box.right - box.left + 8, height: box.bottom - box.top + 5 }, clip);
