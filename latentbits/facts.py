@@ -11,6 +11,7 @@ import torch
 from . import __version__
 from .charts import Table, error, number
 from .config import Config, DataConfig, different, settings
+from .evaluate import doubts
 from .files import load_state
 from .model import Model
 from .progress import STAGE_TITLES, duration
@@ -186,17 +187,12 @@ def _applies(setting: str, config: DataConfig) -> bool:
 
 def commands(run: Run, record: Record | None, data_dir: Path | None) -> list[list[str]]:
     """What repeats the run and its evaluation: titles and command lines."""
-    place = f"{run.path}-again"
-    options = ["--run", place, *(["--data-dir", str(data_dir)] if data_dir else [])]
+    options = ["--run", f"{run.path}-again", *(["--data-dir", str(data_dir)] if data_dir else [])]
     if beginnings(run.config):
         train = ["Train it again", shlex.join(command_for(run.config, *options))]
     else:
-        file, where = str(run.path / "config.json"), None if data_dir is None else str(data_dir)
-        code = (
-            "import latentbits as lb; config = lb.Config.model_validate_json(open("
-            f"{file!r}).read()); lb.train(config, {place!r}, data_dir={where!r})"
-        )
-        train = ["Train it again; no recipe has its name", shlex.join(["python", "-c", code])]
+        words = ["latentbits", "train", str(run.path / "config.json"), *options]
+        train = ["Train it again; no recipe has its name", shlex.join(words)]
     return [train, *([["Its evaluation was", record.about["command"]]] if record else [])]
 
 
@@ -210,6 +206,7 @@ def highlights(run: Run, form: Form, stands: Standing, record: Record | None) ->
             f", K = {likelihood.samples:,}" if likelihood.samples else ""
         )
         of += ", of other data than it was trained on" if of_other_data(record) else ""
+        of += ", doubtful (see below)" if doubts(record.evaluation) else ""
         over = error(likelihood.standard_error_images)
         found.append(["negative log-likelihood", f"{likelihood.nll:,.2f} nats", f"{of}; ± {over} over images"])
     elif quick:

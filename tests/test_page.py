@@ -286,6 +286,7 @@ def test_alone_there_is_no_comparison(runs, capsys):
     assert "Not evaluated yet" in alone.texts["evaluation"]
     assert "4 temperatures" in alone.texts["diagnostics"]
     assert "no recipe has its name" in alone.texts["repeat"]
+    assert "config.json --run" in alone.texts["repeat"]
     assert "report.html" in capsys.readouterr().out
 
 
