@@ -179,7 +179,9 @@ class JointConfig(Augmentation):
         description="VIMCO; contrastive reweighted wake-sleep; the ELBO of one relaxed sample; IWAE's bound, for "
         "continuous latents; or a function given in Python",
     )
-    samples: int = Field(50, ge=1, description="posterior samples K for each datum; 1 for relaxed, 2 or more for vimco and crws")
+    samples: int = Field(
+        50, ge=1, description="posterior samples K for each datum; 1 for relaxed, 2 or more for vimco and crws"
+    )
     first_samples: int = Field(0, ge=0, description="K of the first step, from which it rises; 0 for `samples`")
     backward_samples: int = Field(
         4, ge=0, description="of the K, resampled by weight for the backward pass (unbiased); 0 carries all K"

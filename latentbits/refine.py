@@ -22,8 +22,8 @@ from .model import LatentModel
 RATE = 0.07
 """Of Adam, at first, in units of a datum's mean absolute parameter; a tenth at the end."""
 
-SAMPLE_ROWS = 8
-"""A gradient needs so many times the memory of a pass without one."""
+GRADIENT_MEMORY = 8
+"""Of a pass with a gradient, as a multiple of one without."""
 
 
 def refine(
@@ -52,7 +52,7 @@ def refine(
     if steps < 0:
         raise ValueError(f"steps: expected 0 or more, got {steps}")
     parts, done = [], 0
-    for part in x.to(model.prior.visible_bias).split(max(1, model.rows_at_once() // SAMPLE_ROWS)):
+    for part in x.to(model.prior.visible_bias).split(max(1, model.rows_at_once() // GRADIENT_MEMORY)):
 
         def tell(share: float, done: int = done, count: int = len(part)) -> None:
             if progress is not None:
@@ -68,8 +68,7 @@ def _refine(
 ) -> Tensor:
     with torch.no_grad():
         first = model.encoder(x)
-    # logits of 15 have gradients of 1e-7, and normal latents have means of 0.3: Adam does not see the one, nor this
-    # factor the other
+    # logits reach 15, means of normal latents 0.3; that a logit of 15 has a gradient of 1e-7 is nothing to Adam
     unit = first.abs().mean(-1, keepdim=True)
     moved = torch.zeros_like(first, requires_grad=True)
     adam = Adam([moved], betas=(0.9, 0.99))
