@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import shutil
 import sys
 import time
@@ -207,7 +206,7 @@ def curve_run(
         done = {
             row["weights"]["file"]: row
             for row in before
-            if row["settings"] == settings and row["images"] == which_images(*counted)
+            if {"refine_steps": 0, **row["settings"]} == settings and row["images"] == which_images(*counted)
         }
         if len(done) < len(before) and not overwrite:
             raise UsageError(
@@ -527,9 +526,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return run_command(args[0], args[1:])
-    except BrokenPipeError:  # as of `latentbits recipes | head`: nobody reads on, which is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
-        return 0
     except (UsageError, FileError, DataError, TrainingError, OSError) as error:
         return refuse(str(error))
     except (MemoryError, RuntimeError) as error:

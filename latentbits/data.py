@@ -75,6 +75,19 @@ def form_of(config: DataConfig) -> Form:
     return square_form(config.size, config.kind) if config.name == "images" else FORMS[config.name]
 
 
+def check_place(config: DataConfig, data_dir: Path | str | None) -> None:
+    """Refuse a folder that would not be looked into.
+
+    Raises:
+        DataError: If one is given for data that are in none.
+    """
+    if config.name == "digits" and data_dir is not None:
+        raise DataError(
+            f"--data-dir: digits come with scikit-learn and are in no folder, got {data_dir}; leave it out, or train "
+            "my-images on pictures of your own"
+        )
+
+
 def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits:
     """Load a data set.
 
@@ -94,11 +107,6 @@ def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits
     if config.name == "given":
         raise DataError("data.name=given: these data were given in Python; give them again, to latentbits.evaluate say")
     if config.name == "digits":
-        if path is not None:
-            raise DataError(
-                f"--data-dir: digits come with scikit-learn and are in no folder, got {path}; leave it out, or train "
-                "my-images on pictures of your own"
-            )
         return _digits()
     if config.name == "binarized-mnist":
         return _binarized_mnist(path)

@@ -185,7 +185,9 @@ def _seconds_each(work: Callable[[int], object], count: int) -> float:
 
 
 @torch.no_grad()
-def diagnose_chains(rbm: RBM, z: Tensor, seconds: float, generator: torch.Generator, report: Report) -> ChainDiagnosis:
+def diagnose_chains(
+    rbm: RBM, z: Tensor, seconds: float, generator: torch.Generator | None, report: Report
+) -> ChainDiagnosis:
     """Run chains from random bits and from bits of data z (N, M) for so many seconds, and compare."""
     first = torch.cat([random_bits(len(z), rbm, generator), z.to(rbm.weight)])
     scratch = torch.Generator().manual_seed(0)  # how fast it goes must not change what is drawn
@@ -207,7 +209,9 @@ def diagnose_chains(rbm: RBM, z: Tensor, seconds: float, generator: torch.Genera
 
 
 @torch.no_grad()
-def diagnose_annealing(rbm: RBM, seconds: float, generator: torch.Generator, report: Report) -> AnnealingDiagnosis:
+def diagnose_annealing(
+    rbm: RBM, seconds: float, generator: torch.Generator | None, report: Report
+) -> AnnealingDiagnosis:
     """Run AIS for so many seconds, a sixth of them for the pilot run that places its temperatures."""
     scratch = torch.Generator().manual_seed(0)
     each = _seconds_each(lambda temperatures: ais(rbm, AIS_CHAINS, temperatures, scratch), 10)
@@ -223,7 +227,7 @@ def diagnose_annealing(rbm: RBM, seconds: float, generator: torch.Generator, rep
 
 @torch.no_grad()
 def diagnose_tempering(
-    rbm: RBM, temperatures: int, seconds: float, generator: torch.Generator, report: Report
+    rbm: RBM, temperatures: int, seconds: float, generator: torch.Generator | None, report: Report
 ) -> TemperingDiagnosis:
     """Place temperatures and count swaps between them for so many seconds, half of them for the placing."""
     scratch, even = torch.Generator().manual_seed(0), torch.linspace(0, 1, temperatures, dtype=torch.float64)
@@ -255,10 +259,9 @@ def diagnose(
         z: Bits of data, where half of the Gibbs chains start, with shape (N, M).
         seconds: What it may cost. Less is tried if there is time for less, down to a least size of each part.
         temperatures: Of parallel tempering; below 2 for none.
-        generator: Source of the randomness; one of seed 0 if None.
+        generator: Source of the randomness; the default generator if None.
         report: Told now and then how far a phase has come.
     """
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
     began, parts = time.perf_counter(), 3 if temperatures > 1 else 2
     chains = diagnose_chains(rbm, z, seconds / parts, generator, report)
     annealing = diagnose_annealing(rbm, seconds / parts, generator, report)

@@ -507,7 +507,7 @@ def _refined(
     key = draw_key(generator)
     unfinished = Unfinished(_unfinished("refined", checkpoints, key, steps, x, *model.state_dict().values()))
     done = torch.zeros(len(x), dtype=torch.bool)
-    like = model.encoder(x[:1].to(model.prior.visible_bias))
+    like = model.encoder(x[:2].to(model.prior.visible_bias))  # two, for what normalizes a batch
     parameters = like.new_zeros(len(x), like.shape[1])
     if saved := unfinished.read():
         done, parameters = saved["done"], saved["parameters"].to(x.device)

@@ -205,6 +205,7 @@ def highlights(run: Run, form: Form, stands: Standing, record: Record | None) ->
         of = f"{record.evaluation.split}, {likelihood.images:,} images" + (
             f", K = {likelihood.samples:,}" if likelihood.samples else ""
         )
+        of += ", posteriors refined" if record.evaluation.refine_steps else ""
         of += ", of other data than it was trained on" if of_other_data(record) else ""
         of += ", doubtful (see below)" if doubts(record.evaluation) else ""
         over = error(likelihood.standard_error_images)
@@ -264,6 +265,8 @@ def not_comparable(runs: Sequence[Run], records: Sequence[Record | None]) -> lis
         reasons.append(f"The evaluations are of different images: {'; '.join(images)}.")
     if len({record.evaluation.likelihood.samples for record in found}) > 1:
         reasons.append("The bounds are of different K: a larger K gives a smaller figure for the same model.")
+    if len({record.evaluation.refine_steps for record in found}) > 1:
+        reasons.append("The posteriors were refined by different numbers of steps: more give a smaller figure.")
     return reasons
 
 

@@ -51,14 +51,15 @@ def stage_losses(
 def optimizers(model: LatentModel, config: JointConfig) -> tuple[Optimizer, Optimizer]:
     """Of the networks, which have rates of their own, and of the prior.
 
-    What else a model of one's own has, such as a baseline for its losses, goes with the encoder.
+    What else a model of one's own has, such as a baseline for its losses, has the encoder's.
     """
-    named = {part: set(getattr(model, part).parameters()) for part in ("decoder", "prior")}
-    others = [p for p in model.parameters() if not any(p in each for each in named.values())]
     nets = [
-        group(others, config.encoder_learning_rate),
+        group(model.encoder.parameters(), config.encoder_learning_rate),
         group(model.decoder.parameters(), config.decoder_learning_rate),
     ]
+    named = {p for part in (model.encoder, model.decoder, model.prior) for p in part.parameters()}
+    if others := [p for p in model.parameters() if p not in named]:
+        nets.append(group(others, config.encoder_learning_rate))
     prior = SGD([group(model.prior.parameters(), config.prior_learning_rate)])
     return Adam(nets, fused=True) if config.optimizer == "adam" else Adamax(nets), prior
 

@@ -151,12 +151,16 @@ class LatentModel(nn.Module):
         """
         check_shape(argument, x, leading, self.inputs)
         family = getattr(self.family, "func", self.family)
-        highest = 1 if family is Bits else 255 if family is LogisticMixture else None  # one's own may take any
-        if highest is not None and not ((x >= 0) & (x <= highest) & (x == x.round())).all():
-            raise ValueError(
-                f"{argument}: expected {'bits, 0 or 1' if highest == 1 else f'whole numbers from 0 to {highest}'}, got "
-                f"values from {x.min().item():g} to {x.max().item():g}"
-            )
+        if family is Bits:
+            expected, fits = "bits, 0 or 1", (x == 0) | (x == 1)
+        elif family is LogisticMixture:
+            values = x.float()
+            expected, fits = "whole numbers from 0 to 255", (values >= 0) & (values <= 255) & (values == values.round())
+        else:  # one's own may take any
+            return
+        if not fits.all():
+            values = x.float()
+            raise ValueError(f"{argument}: expected {expected}, got values from {values.min():g} to {values.max():g}")
 
     def rows_at_once(self) -> int:
         """How many rows of latents the decoder may take at once where no gradient is wanted."""

@@ -116,9 +116,9 @@ def choose(weights: Tensor, samples: Tensor, count: int, generator: torch.Genera
     """What goes backward of samples (K, B, M) with normalised weights (K, B), and the weights that it has there.
 
     With a count S, so many of them resampled, (S, B, M) with weights 1 / S, which leaves a weighted sum's gradient
-    unbiased; with 0 all of them.
+    unbiased; with 0, or where there is one only, all of them.
     """
-    if not count:
+    if not count or len(samples) == 1:
         return samples, weights
     index = resample(weights, count, generator)
     kept = samples.gather(0, index[:, :, None].expand(-1, -1, samples.shape[2]))

@@ -201,6 +201,7 @@ class RBM(Energy):
         """log p(z) = -F(z) - log Z of bits z (*, M) of any number format, in nats, with shape (*).
 
         Raises:
+            TypeError: If z is no tensor.
             ValueError: If z is not bits, or its shape is another.
         """
         check_bits("z", z, self.visible, "*")

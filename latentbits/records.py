@@ -160,7 +160,7 @@ def evaluation_rows(evaluation: Evaluation) -> list[list[str]]:
 
     bound = "L_K, " if evaluation.likelihood.samples else ""  # an RBM over the data sums nothing out by sampling
     if evaluation.refine_steps:
-        bound = "L_K, refined, "
+        bound = "refined, "
     method = "exact Z" if evaluation.log_partition.method == "exact" else "AIS"
     rows = [row(f"{bound}{method}", evaluation.likelihood)]
     if evaluation.likelihood_fewer_samples:

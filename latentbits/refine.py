@@ -69,7 +69,7 @@ def _refine(
     with torch.no_grad():
         first = model.encoder(x)
     # logits reach 15, means of normal latents 0.3; that a logit of 15 has a gradient of 1e-7 is nothing to Adam
-    unit = first.abs().mean(-1, keepdim=True)
+    unit = first.abs().mean(-1, keepdim=True).clamp(min=1e-2)
     moved = torch.zeros_like(first, requires_grad=True)
     adam = Adam([moved], betas=(0.9, 0.99))
     for step in range(steps):

@@ -456,6 +456,7 @@ def data_of(run: Run, data_dir: Path | None = None) -> Splits:
     Raises:
         DataError: If there are none.
     """
+    data.check_place(run.config.data, data_dir)
     place, trained_on = data_dir or run.data_dir, run.data_checksum
     splits = data.load(run.config.data, place)
     if trained_on not in (None, splits.checksum):

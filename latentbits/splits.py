@@ -99,13 +99,14 @@ def make_splits(name: str, parts: Sequence[np.ndarray | Tensor], form: Form) -> 
         raise DataError(f"{name}: expected training, validation and test data, got {len(parts)} parts")
     if not isinstance(form, Form):
         raise DataError(f"{name}: expected form as latentbits.Form(channels, height, width, levels), got {form!r}")
-    arrays = [part.numpy() if isinstance(part, Tensor) else np.asarray(part) for part in parts]
+    arrays = [part.cpu().numpy() if isinstance(part, Tensor) else np.asarray(part) for part in parts]
     arrays = [part.astype(np.uint8) if part.dtype == bool else part for part in arrays]
     for title, part in zip(("training", "validation", "test"), arrays, strict=True):
         if part.dtype != np.uint8 or part.ndim != 2 or part.shape[1] != form.dimensions or not len(part):
             raise DataError(
                 f"{name}: expected {title} data as uint8 with shape (N, {form.dimensions}), N at least 1, got "
-                f"{part.dtype} with {part.shape}; .astype('uint8') changes an array's type"
+                f"{part.dtype} with {part.shape}"
+                + ("; convert them to uint8" if part.dtype.kind in "iu" and part.dtype != np.uint8 else "")
             )
         if form.levels < 256 and (highest := int(part.max())) >= form.levels:
             raise DataError(f"{name}: expected {title} data below {form.levels}, got {highest}")

@@ -110,6 +110,7 @@ def train(
             "resume it without options, in Python with its own configuration, or start a new run"
         )
     check_shares(config)
+    data.check_place(config.data, data_dir)
     if data_dir is None and folder is not None:
         data_dir = folder.data_dir
     splits = (splits or data.load(config.data, data_dir)).to(device)

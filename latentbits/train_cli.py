@@ -17,7 +17,7 @@ from .config import Config, DataConfig, different, settings, without_effect
 from .console import OPTIONAL, DataPlace, Device, UsageError, check_device, console, lookup, naming, parse, say, warn
 from .recipes import RECIPES, Recipe, my_images
 from .runs import Run, read_config
-from .train import train
+from .train import describe_difference, train
 
 
 def print_recipes() -> None:
@@ -95,7 +95,7 @@ def parse_train(args: Sequence[str]) -> tuple[Config, TrainOptions]:
     if {"-h", "--help"} & set(args):
         if args[0] == "my-images":
             say(OF_PICTURES)
-    elif started := to_resume(args, base.recipe):
+    elif started := to_resume(args, base):
         base = started  # the options of the first start need not be given again
     elif args[0] == "my-images":
         found, base = look_at_pictures(args)
@@ -173,12 +173,13 @@ def last_value(args: Sequence[str], option: str) -> str | None:
     return next((value for word, value in reversed(list(pairwise(words))) if word == option), None)
 
 
-def to_resume(args: Sequence[str], recipe: str) -> Config | None:
+def to_resume(args: Sequence[str], base: Config) -> Config | None:
     """The configuration of the run that is to be gone on with, if that is asked for and the run is there.
 
     Raises:
-        UsageError: If it is a run of another recipe.
+        UsageError: If it is a run of another recipe, or of another configuration than that of the file that is named.
     """
+    recipe = base.recipe
     run = Run(last_value(args, "--run") or Path("runs") / recipe)
     if "--resume" not in args or not run.exists():
         return None
@@ -188,6 +189,9 @@ def to_resume(args: Sequence[str], recipe: str) -> Config | None:
             f"{run.path}: holds a run of {started.recipe}, and {recipe} was asked for; to go on with it: "
             f"{to_go_on(run)}"
         )
+    if args[0] not in RECIPES and base != started:
+        difference = describe_difference(started, base)
+        raise UsageError(f"{run.path}: was started with another configuration than {args[0]} ({difference})")
     return started
 
 

@@ -1,10 +1,7 @@
 """The command line: the whole way on a tiny run, and every refusal in a line with status 2."""
 
 import json
-import shlex
 import shutil
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
@@ -291,15 +288,24 @@ def test_a_picture_is_not_written_under_another_kinds_name(run, tmp_path, capsys
     assert "--out: expected a name that ends in .png" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_reader_may_stop_reading():
-    done = subprocess.run(
-        ["bash", "-c", f"{shlex.quote(sys.executable)} -m latentbits recipes | head -n 1"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith("digits")
-    assert done.stderr == ""
+def test_posteriors_are_refined_where_that_is_asked(run, tmp_path):
+    assert main(["evaluate", str(run), *QUICK, "--refine-steps", "3"]) == 0
+    assert last_evaluation(Run(run)).evaluation.refine_steps == 3
+    scores = []
+    for steps in ("0", "20"):
+        out = tmp_path / f"{steps}.csv"
+        options = ["--samples", "2", "--chains", "20", "--temperatures", "10", "--refine-steps", steps]
+        assert main(["score", str(run), "--out", str(out), *options]) == 0
+        scores.append(np.loadtxt(out, delimiter=",", skiprows=1, usecols=1).mean())
+    assert scores[0] < scores[1]
+
+
+def test_another_configurations_file_does_not_resume_a_run(tmp_path, capsys):
+    folder, file = tmp_path / "run", tmp_path / "edited.json"
+    run = train(tiny().vary("mine"), folder, max_minutes=1e-9, quiet=True)
+    file.write_text(run.config.vary(joint={"epochs": 77}).model_dump_json())
+    assert main(["train", str(file), "--run", str(folder), "--resume"]) == 2
+    assert "joint.epochs" in capsys.readouterr().err
 
 
 def test_digits_are_in_no_folder(tmp_path, capsys):

@@ -14,11 +14,12 @@ from test_objectives import exact_tables, small_model
 
 import latentbits as lb
 from latentbits import BernoulliPrior, Counts, LatentModel, evaluate
-from latentbits.config import ValidationConfig
+from latentbits.config import ModelConfig, ValidationConfig
 from latentbits.evaluate import Evaluation, doubts, evenly_spaced, exact_log_partition, fit_prior_base, quick_nll
-from latentbits.model import ImportanceSums
+from latentbits.model import ImportanceSums, build
 from latentbits.records import Record, evaluation_captions
 from latentbits.sharing import evaluation_lines
+from latentbits.splits import Form
 
 MODULE = import_module("latentbits.evaluate")
 RESULTS = Path(__file__).parents[1] / "results"
@@ -179,6 +180,21 @@ def test_data_of_other_values_are_refused(model, x, wrong):
     ):
         with pytest.raises(ValueError, match="x: expected bits, 0 or 1, got values from"):
             call()
+
+
+def test_data_of_256_levels_are_whole_numbers_up_to_255():
+    form = Form(1, 4, 4, 256)
+    config = ModelConfig(network="resnet", maps=(4,), repeats=1, fully_connected=True, latent=3, hidden=2, norm="none")
+    model = build(config, form, seeded(0))
+    x = torch.randint(0, 256, (3, 16), generator=seeded(1), dtype=torch.uint8)
+    assert model.log_prob(x, 2, 0.0).isfinite().all()
+    for wrong in (x / 255, x.float() - 200, x.float() * 2):
+        with pytest.raises(ValueError, match="x: expected whole numbers from 0 to 255"):
+            model.log_prob(wrong, 2, 0.0)
+
+
+def test_bits_may_be_booleans(model, x):
+    assert torch.equal(model.encode(x.bool()), model.encode(x))
 
 
 def test_another_schedule_is_refused(model, x):
