@@ -229,7 +229,7 @@ def score_with_progress(
     display.note(f"scoring {len(x):,} images with K = {samples:,} samples each")
     display.phase("scoring", len(parts))
     for part in parts:
-        parameters = refine(model, part, refine_steps, generator) if refine_steps else None
+        parameters = refine(model, part, refine_steps, generator)  # by no steps they are the encoder's
         scores.append(model.score(part.float(), samples, log_z, generator, parameters))
         display.advance(len(scores))
         if len(scores) == 1 and (left := display.seconds_left()) > 60:

@@ -89,7 +89,7 @@ class DiagonalNormal(Independent[Normal]):
         return self.rsample(sample_shape, generator).detach()
 
     def rsample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
-        """The same, but gradients reach means and standard deviations through them."""
+        """Latents with shape (*sample_shape, *, M), through which gradients reach means and standard deviations."""
         noise = standard_normal((*sample_shape, *self.loc.shape), self.loc, generator)
         return self.loc + self.scale * noise
 
