@@ -372,8 +372,11 @@ def without_effect(config: Config) -> dict[str, str]:
         idle(network, "model", "maps", "precision")
     if model.network != "resnet":
         idle(network, "model", "repeats", "fully_connected", "norm", "components")
-    if config.data.name != "images":
-        idle(f"data.name={config.data.name}", "data", "size", "kind")
+    name = config.data.name
+    if name != "images":
+        idle(f"data.name={name}", "data", "size", "kind", *(["damaged"] if name != "natural64" else []))
+    if name != "given":
+        idle(f"data.name={name}", "data", "image", "levels")
     if config.autoencoder.conversion == "literal":
         idle("autoencoder.conversion=literal", "autoencoder", "scales")
     for section, stage in (("warm_start", config.warm_start), ("joint", config.joint)):

@@ -10,7 +10,7 @@ import torch
 
 from . import __version__
 from .charts import Table, error, number
-from .config import Config, DataConfig, different, settings
+from .config import Config, different, settings, without_effect
 from .evaluate import doubts
 from .files import load_state
 from .model import Model
@@ -157,11 +157,11 @@ def configuration(config: Config, images: int) -> list[Group]:
         images: How many the data have, on which the recipe for one's own pictures depends.
     """
     before = beginning(config, images)
-    recipes, changed = settings(before), different(config, before)
+    recipes, changed, idle = settings(before), different(config, before), without_effect(config)
     groups: dict[str, list[list[str]]] = {}
     for name, value in settings(config).items():
         section, _, setting = name.rpartition(".")
-        if section == "data" and not _applies(setting, config.data):
+        if section == "data" and name in idle:
             continue
         groups.setdefault(section.replace("_", "-") or "run", []).append(
             [setting.replace("_", "-"), _value(value), _value(recipes[name]) if name in changed else ""]
@@ -170,19 +170,6 @@ def configuration(config: Config, images: int) -> list[Group]:
         Group(name, getattr(getattr(config, name.replace("-", "_"), None), "epochs", 1) > 0, rows)
         for name, rows in groups.items()
     ]
-
-
-_DATA_OF = {
-    "size": ("images",),
-    "kind": ("images",),
-    "damaged": ("images", "natural64"),
-    "image": ("given",),
-    "levels": ("given",),
-}
-
-
-def _applies(setting: str, config: DataConfig) -> bool:
-    return config.name in _DATA_OF.get(setting, (config.name,))
 
 
 def commands(run: Run, record: Record | None, data_dir: Path | None) -> list[list[str]]:
