@@ -15,7 +15,8 @@ from .codes import load_codes, read_images, save_codes
 from .config import Config
 from .data import load as load_data
 from .distributions import Likelihood
-from .evaluate import Counts, Evaluation, evaluate
+from .evaluate import Counts, evaluate
+from .figures import Evaluation
 from .fused import bernoulli
 from .gibbs import gibbs, random_bits
 from .model import GaussianModel, LatentModel

@@ -11,7 +11,7 @@ import torch
 from . import __version__
 from .charts import Table, error, number
 from .config import Config, different, settings, without_effect
-from .evaluate import doubts
+from .figures import doubts
 from .files import load_state
 from .model import Model
 from .progress import STAGE_TITLES, duration

@@ -18,7 +18,7 @@ from torch import Tensor
 from .charts import Chart, Interval, Intervals, Series, Table, histogram, settled_limits
 from .config import Config
 from .diagnostics import CHAINS, Diagnosis, diagnose
-from .evaluate import NLL, Evaluation, Report
+from .evaluate import Report
 from .facts import (
     commands,
     comparison_table,
@@ -30,6 +30,7 @@ from .facts import (
     not_comparable,
     standing,
 )
+from .figures import NLL, Evaluation
 from .fused import bernoulli
 from .model import GaussianModel, LatentModel, Model
 from .progress import STAGE_TITLES

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import __version__, distributed
-from .evaluate import NLL, Evaluation, doubts
+from .figures import NLL, Evaluation, doubts
 from .files import append_line, read_text, write_json
 from .runs import Run, RunError
 from .splits import Splits

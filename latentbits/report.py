@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .charts import Series, settled_limits
 from .data import form_of
-from .evaluate import IMAGES_AT_ONCE, Evaluation, Report, some_of
+from .evaluate import IMAGES_AT_ONCE, Report, some_of
+from .figures import Evaluation
 from .files import FileError, write_atomically
 from .gibbs import gibbs, random_bits
 from .model import WGAN, GaussianModel, LatentModel, Model

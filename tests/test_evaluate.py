@@ -15,7 +15,8 @@ from test_objectives import exact_tables, small_model
 import latentbits as lb
 from latentbits import BernoulliPrior, Counts, LatentModel, evaluate
 from latentbits.config import ModelConfig, ValidationConfig
-from latentbits.evaluate import Evaluation, doubts, evenly_spaced, exact_log_partition, fit_prior_base, quick_nll
+from latentbits.evaluate import evenly_spaced, exact_log_partition, fit_prior_base, quick_nll
+from latentbits.figures import Evaluation, doubts
 from latentbits.model import ImportanceSums, build
 from latentbits.records import Record, evaluation_captions
 from latentbits.sharing import evaluation_lines
