@@ -69,6 +69,12 @@ class ModelConfig(Section):
         description="feature maps of a resnet's blocks, or a critic's layers; the decoder mirrors them",
     )
     repeats: int = Field(2, ge=1, le=100, description="how often each block of a resnet stands")
+    encoder_maps: tuple[int, ...] = Field(
+        (), max_length=100, description="feature maps of a resnet's encoder, if not the decoder's in reverse"
+    )
+    encoder_repeats: int = Field(
+        0, ge=0, le=100, description="how often each of its blocks stands; 0 for as often as the decoder's"
+    )
     fully_connected: bool = Field(True, description="whether a linear layer joins a resnet's blocks and the latents")
     components: int = Field(10, ge=1, description="logistics in a pixel's mixture, for images of 256 levels")
     norm: Literal["weight", "batch", "none"] = Field("weight", description="normalization in a resnet")
@@ -86,11 +92,15 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _layers_are_positive(self) -> "ModelConfig":
-        for name in ("layers", "maps"):
+        for name in ("layers", "maps", "encoder_maps"):
             if any(width < 1 for width in getattr(self, name)):
                 raise ValueError(f"{name}: widths must be at least 1, got {getattr(self, name)}")
         if self.network in ("resnet", "dcgan") and not self.maps:
             raise ValueError("maps: expected at least one number of feature maps, got none")
+        if self.encoder_maps and len(self.encoder_maps) != len(self.maps):
+            raise ValueError(
+                f"encoder_maps: expected as many as maps, {len(self.maps)}, or none, got {len(self.encoder_maps)}"
+            )
         return self
 
 
@@ -371,7 +381,7 @@ def without_effect(config: Config) -> dict[str, str]:
     if model.network not in ("resnet", "dcgan"):
         idle(network, "model", "maps", "precision")
     if model.network != "resnet":
-        idle(network, "model", "repeats", "fully_connected", "norm", "components")
+        idle(network, "model", "repeats", "encoder_maps", "encoder_repeats", "fully_connected", "norm", "components")
     name = config.data.name
     if name != "images":
         idle(f"data.name={name}", "data", "size", "kind", *(["damaged"] if name != "natural64" else []))

@@ -83,7 +83,11 @@ def describe_model(config: Config, form: Form) -> str:
         "bernoulli": "independent bits",
         "normal": "a standard normal",
     }[model.prior]
-    return f"Encoder of {widths} from {pixels} pixels to {latents}, its mirror for a decoder, {prior} for a prior."
+    decoder = "its mirror for a decoder"
+    if model.network == "resnet" and (model.encoder_maps or model.encoder_repeats):
+        widths = f"residual blocks of {_value(model.encoder_maps or model.maps)} maps"
+        decoder = f"a decoder of such blocks of {_value(model.maps)} maps in reverse"
+    return f"Encoder of {widths} from {pixels} pixels to {latents}, {decoder}, {prior} for a prior."
 
 
 def describe_stages(config: Config) -> str:

@@ -524,10 +524,12 @@ def networks(config: ModelConfig, form: Form, outputs: int) -> tuple[nn.Module, 
             MLP([config.latent, *reversed(config.layers), form.dimensions], config.activation),
         )
     parameters = 0 if form.levels == 2 else config.components * LogisticMixture.parameters_each(form.channels)
-    common = (config.repeats, config.fully_connected, config.norm, config.activation, config.precision)
-    # without a fully connected layer the last map has to give all outputs, of which a normal posterior wants two each
-    last = config.maps[-1] if config.fully_connected else config.maps[-1] * outputs // config.latent
+    common = (config.fully_connected, config.norm, config.activation, config.precision)
+    *maps, last = config.encoder_maps or config.maps
+    if not config.fully_connected:  # the last map has to give all outputs, of which a normal posterior wants two each
+        last = last * outputs // config.latent
+    repeats = config.encoder_repeats or config.repeats
     return (
-        ResNetEncoder(form.image, (*config.maps[:-1], last), outputs, *common, form.levels),
-        ResNetDecoder(form.image, config.maps, config.latent, parameters, *common),
+        ResNetEncoder(form.image, (*maps, last), outputs, repeats, *common, form.levels),
+        ResNetDecoder(form.image, config.maps, config.latent, parameters, config.repeats, *common),
     )

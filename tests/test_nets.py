@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from checks import seeded
 
+from latentbits.config import ModelConfig
+from latentbits.model import build
 from latentbits.nets import ResidualBlock, ResNetDecoder, ResNetEncoder, halvings, initialize_by_data
+from latentbits.splits import Form
 
 MNIST = ((1, 28, 28), (25, 50, 50))
 CIFAR = ((3, 32, 32), (64, 128, 192, 256))
@@ -61,6 +64,26 @@ def test_colour_networks_have_1024_bits_without_a_fully_connected_layer(image, m
     back = list(reversed(maps))
     up = sum(block(a, b, False) + (repeats - 1) * block(b, b, False) for a, b in zip((back[0], *back), back))  # noqa: B905
     assert parameters(decoder) == up + conv(maps[0], 100, 3)
+
+
+@pytest.mark.parametrize("prior", ["rbm", "normal"])
+def test_an_encoder_may_be_wider_and_deeper_than_its_decoder(prior):
+    config = ModelConfig(
+        network="resnet", maps=(4, 8), repeats=1, encoder_maps=(6, 8), encoder_repeats=3, fully_connected=False,
+        latent=32, hidden=5, prior=prior,
+    )  # fmt: skip
+    model = build(config, Form(1, 8, 8))
+    last = 16 if prior == "normal" else 8  # means and spreads of 2x2 places
+    pairs = ((1, 6), (6, last))
+    assert parameters(model.encoder) == sum(block(a, b, True) + 2 * block(b, b, False) for a, b in pairs)
+    assert parameters(model.decoder) == block(8, 8, False) + block(8, 4, False) + conv(4, 1, 3) + 64
+    mirrored = build(config.model_copy(update={"encoder_maps": (), "encoder_repeats": 0}), Form(1, 8, 8))
+    assert parameters(mirrored.encoder) == block(1, 4, True) + block(4, last, True)
+
+
+def test_an_encoder_of_other_depth_than_the_decoders_is_refused():
+    with pytest.raises(ValueError, match="encoder_maps: expected as many as maps, 2, or none, got 3"):
+        ModelConfig(network="resnet", maps=(4, 8), encoder_maps=(4, 8, 8))
 
 
 def test_latents_that_do_not_fit_the_last_map_are_refused():
