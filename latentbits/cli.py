@@ -369,6 +369,7 @@ def export_run(
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")],
     weights: Weights = "model",
     licence: Annotated[str, tyro.conf.arg(metavar="LICENCE"), OPTIONAL] = "",
+    rounded: bool = False,
 ) -> None:
     """Write a trained model as a folder to give away: configuration, weights, evaluation, model card.
 
@@ -379,8 +380,9 @@ def export_run(
         folder: The new folder.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         licence: Of the weights, for the model card, such as apache-2.0.
+        rounded: Matrices in bfloat16, for half the size; the evaluation, which is of the others, stays behind.
     """
-    written = export(run, folder, weights, licence)
+    written = export(run, folder, weights, licence, rounded)
     warn_if_unfinished(Run(run))
     say(f"written: {written}")
 

@@ -240,9 +240,17 @@ class Run:
         finally:
             os.close(lock)
 
-    def save_weights(self, name: str, module: torch.nn.Module, origin: Mapping[str, str] | None = None) -> None:
-        """Write a module's weights as ``name.safetensors``, and in its header where they come from."""
+    def save_weights(
+        self, name: str, module: torch.nn.Module, origin: Mapping[str, str] | None = None, rounded: bool = False
+    ) -> None:
+        """Write a module's weights as ``name.safetensors``, and in its header where they come from.
+
+        If ``rounded``, matrices are written in bfloat16, and the rest, which is small, as it is.
+        """
         tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+        if rounded:
+            halves = {key: value.bfloat16() for key, value in tensors.items() if value.dim() > 1}
+            tensors |= halves
         write_atomically(self.path / f"{name}.safetensors", sealed(tensors, origin or {}))
 
     def weights_origin(self, name: str) -> dict[str, str]:

@@ -25,7 +25,9 @@ CARD = "README.md"
 FILES = ("config.json", "model.safetensors", "evaluation.json", CARD)
 
 
-def export(run: Path | str, folder: Path | str, weights: str = "model", licence: str = "") -> Path:
+def export(
+    run: Path | str, folder: Path | str, weights: str = "model", licence: str = "", rounded: bool = False
+) -> Path:
     """Write a trained model as a folder of its own, with a model card.
 
     Arguments:
@@ -33,6 +35,8 @@ def export(run: Path | str, folder: Path | str, weights: str = "model", licence:
         folder: The new folder; empty or not there.
         weights: Which of the run's weights.
         licence: Of the weights, such as "apache-2.0"; the card does not name one if empty.
+        rounded: Write matrices in bfloat16, for half the size. The evaluation, which is of the unrounded weights, stays
+            behind.
 
     Returns:
         The folder.
@@ -44,14 +48,16 @@ def export(run: Path | str, folder: Path | str, weights: str = "model", licence:
     check_empty(target.path)
     config, model = source.config, load(source.path, weights)
     origin = {name: value for name, value in source.weights_origin(weights).items() if name != "format"}
-    record = evaluation_of(source, weights, origin)
+    record = None if rounded and "rounded" not in origin else evaluation_of(source, weights, origin)
+    if rounded:
+        origin["rounded"] = "bfloat16"
     target.write_config(config)
-    target.save_weights("model", model, origin)
+    target.save_weights("model", model, origin, rounded)
     if record is not None:
         record.about["weights"]["file"] = "model"
         write_json(target.path / "evaluation.json", record.about)
     size = sum(parameter.numel() for parameter in model.parameters())
-    write_atomically(target.path / CARD, model_card(config, size, record, licence).encode())
+    write_atomically(target.path / CARD, model_card(config, size, record, licence, "rounded" in origin).encode())
     return target.path
 
 
@@ -75,7 +81,7 @@ def evaluation_of(run: Run, weights: str, origin: dict[str, str]) -> Record | No
     return record if same else None
 
 
-def model_card(config: Config, parameters: int, record: Record | None, licence: str = "") -> str:
+def model_card(config: Config, parameters: int, record: Record | None, licence: str = "", rounded: bool = False) -> str:
     """A model card in Markdown, with the header that hubs read.
 
     Arguments:
@@ -83,6 +89,7 @@ def model_card(config: Config, parameters: int, record: Record | None, licence: 
         parameters: How many the model has.
         record: Its evaluation, or None.
         licence: Of the weights.
+        rounded: Whether its matrices were rounded to bfloat16.
     """
     form = form_of(config.data)
     draw = {"none": "lb.sample_prior(model, 64, 1000)  # 1,000 Gibbs steps", "dcgan": "model.sample(64)"}.get(
@@ -103,7 +110,7 @@ def model_card(config: Config, parameters: int, record: Record | None, licence: 
         "",
         f"A generative model of images of {form.channels} x {form.height} x {form.width} and {form.levels} levels, "
         f"trained on `{config.data.name}` with latentbits {__version__}: {architecture(config.model)}; "
-        f"{parameters:,} parameters.",
+        f"{parameters:,} parameters{', matrices rounded to bfloat16' if rounded else ''}.",
         "",
         "```python",
         "import latentbits as lb",

@@ -88,6 +88,22 @@ def test_other_weights_do_not_borrow_the_evaluation(run, tmp_path):
     assert same(lb.load(shared), lb.load(run.path, "rbm"))
 
 
+def test_rounded_weights_are_half_as_large_and_say_so(run, tmp_path):
+    assert cli.main(["export", str(run.path), str(tmp_path / "half"), "--rounded"]) == 0
+    exact, half = lb.load(run.path).state_dict(), lb.load(tmp_path / "half").state_dict()
+    assert all(half[name].dtype == value.dtype for name, value in exact.items())
+    for name, value in exact.items():  # eight bits of each number
+        torch.testing.assert_close(half[name], value, rtol=2**-8 if value.dim() > 1 else 0, atol=0)
+    assert not same(lb.load(tmp_path / "half"), lb.load(run.path))
+    sizes = [(path / "model.safetensors").stat().st_size for path in (run.path, tmp_path / "half")]
+    matrices = sum(value.numel() for value in exact.values() if value.dim() > 1)
+    assert abs(sizes[0] - sizes[1] - 2 * matrices) < 200  # headers
+    card = (tmp_path / "half" / "README.md").read_text()
+    assert "rounded to bfloat16" in card
+    assert "Not evaluated" in card  # the evaluation is of other weights
+    assert "rounded to bfloat16" in (export(tmp_path / "half", tmp_path / "again") / "README.md").read_text()
+
+
 def test_the_card_of_an_rbm_says_how_to_draw_from_it(tmp_path):
     splits = lb.load_data("digits")
     config = lb.recipes.mnist_rbm().vary(
