@@ -31,7 +31,10 @@ ELEMENTS_PER_CHUNK = 2**24
 
 
 ELEMENTS_PER_SCORING = 2**21
-"""Largest tensor that scoring samples makes at once: 8 MiB of float32, measured to be the fastest."""
+"""Largest tensor that scoring samples makes at once: 8 MiB of float32, measured to be the fastest for an mlp.
+
+Another decoder may say otherwise by its attribute ``elements_at_once``.
+"""
 
 Products = Callable[[], AbstractContextManager[None]]
 """A context for matrix products, such as :func:`latentbits.gibbs.bfloat16_products`."""
@@ -85,15 +88,18 @@ class Scores(NamedTuple):
     effective_sample_size: Tensor
 
 
-def over_samples(function: Callable[[Tensor], Tensor], z: Tensor, elements: int) -> Tensor:
+def over_samples(
+    function: Callable[[Tensor], Tensor], z: Tensor, elements: int, at_once: int = ELEMENTS_PER_SCORING
+) -> Tensor:
     """``function(z)`` for samples z (K, B, M), in chunks over K; its values (K, B).
 
     Arguments:
         function: Of some of the samples, (k, B, M) -> (k, B).
         z: Samples, with shape (K, B, M).
         elements: Size of the largest tensor that the function makes for one of the K.
+        at_once: Size of the largest tensor that it may make.
     """
-    parts = z.split(max(1, ELEMENTS_PER_SCORING // elements))
+    parts = z.split(max(1, at_once // elements))
     return torch.cat([function(part) for part in parts])
 
 
@@ -208,7 +214,8 @@ class LatentModel(nn.Module):
                 p_x = self.likelihood(z)
             return p_x.log_prob(x) - self.prior.free_energy(z)
         with products():
-            log_p = over_samples(lambda part: self.likelihood(part).log_prob(x), z, len(x) * self._elements(x))
+            at_once = int(getattr(self.decoder, "elements_at_once", ELEMENTS_PER_SCORING))
+            log_p = over_samples(lambda part: self.likelihood(part).log_prob(x), z, len(x) * self._elements(x), at_once)
         return log_p - over_samples(self.prior.free_energy, z, z.shape[1] * max(self.prior.visible, self.prior.hidden))
 
     @torch.no_grad()
