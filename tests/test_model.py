@@ -110,6 +110,19 @@ def test_no_tensor_exceeds_the_chunk_whatever_k(model, x, monkeypatch):
     assert sum(sizes) == 3000 * 80 * D
 
 
+def test_a_decoder_may_say_how_large_tensors_it_scores_at_once(model, x):
+    sizes = []
+    hook = model.decoder.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+    z = model.posterior(x).sample((30,), seeded(0))
+    with torch.no_grad():
+        whole = model.log_joint(x, z)
+        model.decoder.elements_at_once = 4 * len(x) * D
+        parts = model.log_joint(x, z)
+    hook.remove()
+    assert sizes == [30 * len(x) * D, *[4 * len(x) * D] * 7, 2 * len(x) * D]
+    torch.testing.assert_close(parts, whole)
+
+
 def test_encode_and_decode_are_the_most_probable_bits_and_the_mean(model, x):
     bits = model.encode(x)
     p = model.posterior(x).mean
