@@ -32,7 +32,7 @@ ROUNDS = 9
 @torch.no_grad()
 def microseconds(name: str) -> dict[str, dict[str, float]]:
     """Of a sample, by the exponent of two of the largest tensor's elements."""
-    config, (images, K) = RECIPES[name](), SAMPLES[name]
+    config, (images, K) = RECIPES[name].make(), SAMPLES[name]
     splits = stand_in(form_of(config.data), 500)
     model = new_state(config, splits).model.eval()
     assert isinstance(model, LatentModel)
