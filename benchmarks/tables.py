@@ -323,6 +323,17 @@ def costs_markdown(recipes: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def scoring_markdown() -> str:
+    """Microseconds for a sample by the size of the largest tensor, median and fastest, in Markdown."""
+    found = json.loads((RESULTS / "scoring.json").read_text())["microseconds_for_a_sample"]
+    sizes = [f"2^{exponent}" for exponent in next(iter(found.values()))]
+    lines = ["| µs for a sample, median (fastest) | " + " | ".join(sizes) + " |", "| --- " * (len(sizes) + 1) + "|"]
+    for name, rows in found.items():
+        cells = [f"{row['median']:.1f} ({row['fastest']:.1f})" for row in rows.values()]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def overfitting_markdown(recipes: dict[str, Any]) -> str:
     """The loss of each residual recipe's networks while they learn 64 images by heart, in Markdown."""
     lines = [
@@ -354,7 +365,7 @@ def pages() -> dict[str, list[str]]:
         "mnist.md": [hours_markdown(), resnet_markdown()],
         "colour.md": [bits_by_hours_markdown()],
         "ablations.md": ablations,
-        "performance.md": [costs_markdown(recipes), overfitting_markdown(recipes)],
+        "performance.md": [costs_markdown(recipes), overfitting_markdown(recipes), scoring_markdown()],
     }
 
 

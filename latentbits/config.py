@@ -70,11 +70,9 @@ class ModelConfig(Section):
     )
     repeats: int = Field(2, ge=1, le=100, description="how often each block of a resnet stands")
     encoder_maps: tuple[int, ...] = Field(
-        (), max_length=100, description="feature maps of a resnet's encoder, if not the decoder's in reverse"
+        (), max_length=100, description="feature maps of its encoder's blocks, if other than maps"
     )
-    encoder_repeats: int = Field(
-        0, ge=0, le=100, description="how often each of its blocks stands; 0 for as often as the decoder's"
-    )
+    encoder_repeats: int = Field(0, ge=0, le=100, description="how often each of these stands; 0 for repeats")
     fully_connected: bool = Field(True, description="whether a linear layer joins a resnet's blocks and the latents")
     components: int = Field(10, ge=1, description="logistics in a pixel's mixture, for images of 256 levels")
     norm: Literal["weight", "batch", "none"] = Field("weight", description="normalization in a resnet")

@@ -270,6 +270,11 @@ def test_the_tables_files_are_those_that_the_results_make():
     assert json.loads((ROOT / "results/hours.json").read_text()) == tables.hours()
 
 
+def test_results_name_no_place_of_a_machine():
+    for path in (ROOT / "results").rglob("*.json*"):
+        assert not re.search(r"""[\s"'=]/\w+/""", path.read_text()), path
+
+
 def test_hours_of_recipes_that_were_not_trained_are_those_of_their_measured_steps():
     measured = json.loads((ROOT / "results/networks.json").read_text())["recipes"]
     stated = {name: re.search(r"by its steps (\d+) hours", recipe.cost) for name, recipe in RECIPES.items()}
