@@ -28,7 +28,11 @@ console = Console(highlight=False)
 
 STAGE_3 = "--autoencoder.epochs 0 --rbm.cd-epochs 0 --rbm.pcd-epochs 0"
 STAGES_1_AND_2 = "--weights '' --joint.epochs 0 --rbm.cd-epochs 4 --rbm.pcd-epochs 4 --autoencoder.scales 1.0"
-RESNET_STAGE_3 = "--warm-start.epochs 0"
+# what the recipe had when these were run
+RESNET_STAGE_3 = (
+    "--warm-start.epochs 0 --joint.samples 10 --joint.first-samples 4 --joint.decay 0.5 --joint.augmentation-decay 0.3 "
+    "--joint.encoder-learning-rate 5e-4 --joint.decoder-learning-rate 5e-4"
+)
 RESNET_STAGES_1_AND_2 = (
     "--weights '' --warm-start.epochs 0 --joint.epochs 0 --autoencoder.epochs 5 --autoencoder.distort 0"
 )

@@ -1,7 +1,7 @@
 """Losses of one's own for stage 3: the ELBO by DisARM (Dong et al. 2020), whose pairs of samples share their noise.
 
 Where an estimator needs more than log-weights, such as the noise behind the bits or another forward pass, give the
-losses themselves. They are surrogates: each network steps along its loss's gradient.
+losses themselves. They are surrogates, of which only gradients matter: here each reaches its own network alone.
 """
 
 from pathlib import Path

@@ -311,7 +311,8 @@ class Config(Section):
                 "rbm.pcd_epochs=0 and warm_start.epochs=0"
             )
         for name, stage in (("warm_start", self.warm_start), ("joint", self.joint)):
-            if stage.epochs and (self.model.prior == "normal") != (stage.objective == "iwae"):
+            either = self.model.prior == "given" or stage.objective == "given"
+            if stage.epochs and not either and (self.model.prior == "normal") != (stage.objective == "iwae"):
                 raise ValueError(
                     f"{name}.objective: expected iwae with model.prior=normal and another without, got "
                     f"{stage.objective} with {self.model.prior}"
@@ -321,9 +322,7 @@ class Config(Section):
         tempered = [s.temperatures > 1 for s in (self.rbm, self.warm_start, self.joint) if s.epochs]
         if self.sampler == "given" and any(tempered):
             raise ValueError("temperatures: a given sampler is not tempered; expected 1 in every stage")
-        bits = self.data.name not in COLOUR or (self.data.name == "images" and self.data.kind == "black-and-white")
-        bits = bits and self.data.levels == 2
-        if not bits and self.model.network not in ("resnet", "dcgan", "given"):
+        if is_colour(self.data) and self.model.network not in ("resnet", "dcgan", "given"):
             raise ValueError(
                 f"model.network: expected resnet or dcgan for {self.data.name}, whose pixels are not bits, got "
                 f"{self.model.network}"
@@ -346,6 +345,13 @@ class Config(Section):
         for name, change in changes.items():
             values[name] = values[name] | change if isinstance(values.get(name), dict) else change
         return self.model_validate(values | ({"recipe": recipe} if recipe else {}))
+
+
+def is_colour(data: DataConfig) -> bool:
+    """Whether pixels have more than two levels."""
+    if data.name == "given":
+        return data.levels > 2
+    return data.name in COLOUR and not (data.name == "images" and data.kind == "black-and-white")
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -385,6 +391,8 @@ def without_effect(config: Config) -> dict[str, str]:
         idle(f"data.name={name}", "data", "size", "kind", *(["damaged"] if name != "natural64" else []))
     if name != "given":
         idle(f"data.name={name}", "data", "image", "levels")
+    if model.network == "resnet" and not is_colour(config.data):
+        idle("pixels of 2 levels", "model", "components")
     if config.autoencoder.conversion == "literal":
         idle("autoencoder.conversion=literal", "autoencoder", "scales")
     for section, stage in (("warm_start", config.warm_start), ("joint", config.joint)):
@@ -392,12 +400,24 @@ def without_effect(config: Config) -> dict[str, str]:
             idle(f"{section}.objective={stage.objective}", section, "relaxation")
         if stage.objective == "crws":
             idle(f"{section}.objective=crws", section, "sleep")
+        if stage.objective == "relaxed":
+            idle(f"{section}.objective=relaxed", section, "backward_samples")
+        if stage.objective in ("relaxed", "iwae"):
+            idle(f"{section}.objective={stage.objective}", section, "sleep", "dreams")
+        elif stage.objective == "vimco" and not stage.sleep:
+            idle(f"{section}.sleep=0", section, "dreams")
         if model.prior in ("bernoulli", "normal"):
             idle(f"model.prior={model.prior}", section, "gibbs_steps", "temperatures")
     if model.prior in ("bernoulli", "normal"):
         idle(f"model.prior={model.prior}", "model", "hidden")
-    for section in ("autoencoder", "warm_start", "joint", "adversarial"):
+        idle(f"model.prior={model.prior}", "rbm", "cd_steps", "pcd_steps", "temperatures")
+    if not config.rbm.cd_epochs:
+        idle("rbm.cd_epochs=0", "rbm", "cd_steps")
+    if not config.rbm.pcd_epochs:
+        idle("rbm.pcd_epochs=0", "rbm", "pcd_steps", "chains", "temperatures")
+    for section in ("autoencoder", "rbm", "warm_start", "joint", "adversarial"):
         stage = getattr(config, section)
         if not stage.epochs:
-            idle(f"{section}.epochs=0", section, *(name for name in type(stage).model_fields if name != "epochs"))
+            zero = "rbm.cd_epochs=rbm.pcd_epochs" if section == "rbm" else f"{section}.epochs"
+            idle(f"{zero}=0", section, *(name for name in type(stage).model_fields if not name.endswith("epochs")))
     return found

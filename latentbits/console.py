@@ -104,9 +104,10 @@ def _number(kind: Callable[[str], float], what: str, word: str) -> PrimitiveCons
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that PyTorch does not have here."""
+    """Refuse a device that PyTorch does not have here; of several processes each asks for its own GPU alone."""
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
     try:
-        float(torch.ones(1, device=device).sum())
+        float(torch.ones(1, device=own).sum())
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device: expected one that PyTorch has here, got {device!r} ({reason})") from error

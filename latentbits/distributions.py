@@ -34,14 +34,20 @@ class Likelihood(Protocol):
         """Data with shape (*sample_shape, *, D), drawn with the generator."""
 
 
+def in_single(parameters: Tensor) -> Tensor:
+    """Parameters (*) in float32 at least: sums of a thousand terms in bfloat16 are off by nats."""
+    return parameters.float() if parameters.dtype in (torch.bfloat16, torch.float16) else parameters
+
+
 class Bits(Independent[Bernoulli]):
     """Independent bits over the last dimension, sampled from a generator of one's own.
 
     Arguments:
-        logits: Log-odds of a one, with shape (*, D).
+        logits: Log-odds of a one, with shape (*, D); of half precision, for a sum over D to be exact, in float32.
     """
 
     def __init__(self, logits: Tensor) -> None:
+        logits = in_single(logits)
         super().__init__(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
         self.logits = logits
 
@@ -81,6 +87,7 @@ class DiagonalNormal(Independent[Normal]):
     """
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        loc, scale = in_single(loc), in_single(scale)
         super().__init__(Normal(loc, scale, validate_args=False), 1, validate_args=False)
         self.loc, self.scale = loc, scale
 
@@ -114,6 +121,7 @@ class LogisticMixture(Distribution):
     """
 
     def __init__(self, parameters: Tensor, channels: int = 3) -> None:
+        parameters = in_single(parameters)
         *batch, count, height, width = parameters.shape
         each = self.parameters_each(channels)
         if channels not in (1, 3) or count % each:

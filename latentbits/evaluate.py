@@ -23,6 +23,7 @@ from .figures import NLL, Evaluation, LogPartition, RaiseNLL
 from .files import Unfinished, fingerprint
 from .fused import draw_key, fork
 from .model import ImportanceSums, LatentModel
+from .nets import evaluating
 from .rbm import RBM, Prior, check_bits
 from .refine import refine
 
@@ -239,17 +240,32 @@ def evaluate(
             raise ValueError(f"refine_steps: expected 0 for an RBM over the data, got {counts.refine_steps}")
     else:
         model.check_data("x", x)
-    x = x.to(prior.visible_bias.device)
+    with evaluating(model):
+        return _evaluate(
+            model,
+            prior,
+            x.to(prior.visible_bias.device),
+            split,
+            counts,
+            _Annealing(schedule, generator, report, checkpoints),
+        )
+
+
+def _evaluate(
+    model: LatentModel | RBM, prior: Prior, x: Tensor, split: str, counts: Counts, annealing: "_Annealing"
+) -> Evaluation:
+    """As :func:`evaluate`, of a model in evaluation mode and data (N, D) that fit it."""
+    _, generator, report, checkpoints = annealing
     if isinstance(prior, RBM) and prior.base_bias is None:
         fit_prior_base(model, x)
-    annealing = _Annealing(schedule, generator, report, checkpoints)
     annealed = annealing.log_partition(prior, counts) if isinstance(prior, RBM) and counts.chains else None
     log_z = exact_log_partition(prior) or annealed
     if log_z is None:
         raise ValueError("evaluate: counts.chains=0 leaves log Z unknown, and the RBM is too large to enumerate")
 
     fewer = None
-    keep = counts.raise_resampled if isinstance(prior, RBM) else 0
+    raises = isinstance(prior, RBM) and counts.raise_temperatures > 0 and counts.raise_images > 0
+    keep = counts.raise_resampled if raises else 0
     refined = None
     if isinstance(model, LatentModel) and counts.refine_steps:
         refined = _refined(model, x, counts.refine_steps, generator, report, checkpoints)
@@ -258,7 +274,8 @@ def evaluate(
         few = _bound(model, x, counts.samples // 10, 0, generator, report, checkpoints, refined)
         fewer = _likelihood(few, log_z.value, log_z.standard_error, x.shape[1])
     raised = None
-    if isinstance(prior, RBM) and counts.raise_temperatures and counts.raise_images:
+    if raises:
+        assert isinstance(prior, RBM)
         some = bound.of(evenly_spaced(len(x), counts.raise_images).to(x.device))
         raised = _raise(prior, some, counts, log_z, x.shape[1], annealing)
     return Evaluation(
@@ -426,7 +443,7 @@ class _Parts:
 
 
 def _raise(
-    prior: RBM, bound: _Bound, counts: Counts, log_z: LogPartition, dimensions: int, annealing: _Annealing
+    prior: RBM, bound: _Bound, counts: Counts, log_z: LogPartition, dimensions: int, annealing: "_Annealing"
 ) -> RaiseNLL:
     """RAISE on the resampled posterior samples of a bound's images."""
     m, n, _ = bound.z.shape

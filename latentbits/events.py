@@ -22,7 +22,7 @@ def check_tensorboard() -> None:
     if importlib.util.find_spec("tensorboard") is None:
         raise RunError(
             "--tensorboard: needs the package tensorboard, which is not installed; pip install "
-            "'latentbits[tensorboard]', or leave the option out"
+            "tensorboard, or leave the option out"
         )
 
 

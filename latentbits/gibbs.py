@@ -139,6 +139,12 @@ class Weights:
             yield
 
 
+def refuse_to_go_on(stop: threading.Event) -> None:
+    """End a block's steps where the caller was interrupted."""
+    if stop.is_set():
+        raise InterruptedError("the caller was interrupted")
+
+
 class FusedBlock:
     """Rows of chains on the CPU: the matrices are made here, and none while stepping."""
 
@@ -172,8 +178,7 @@ class FusedBlock:
 
     def project(self) -> None:
         """a = zW, without the hidden bias."""
-        if self.stop.is_set():
-            raise InterruptedError("the caller was interrupted")
+        refuse_to_go_on(self.stop)
         torch.mm(self.z_wide, self.weights.W, out=self.a)
 
     def _place(self) -> tuple[Key, np.uint32, np.uint32]:
@@ -203,8 +208,8 @@ class FusedBlock:
 class PlainBlock:
     """The same steps by plain PyTorch operations: a GPU, or float64."""
 
-    def __init__(self, weights: Weights, z: Tensor, generator: torch.Generator) -> None:
-        self.weights, self.generator, self.z = weights, generator, z.to(weights.b)
+    def __init__(self, weights: Weights, z: Tensor, generator: torch.Generator, stop: threading.Event) -> None:
+        self.weights, self.generator, self.z, self.stop = weights, generator, z.to(weights.b), stop
 
     @property
     def position(self) -> Tensor:
@@ -215,6 +220,7 @@ class PlainBlock:
         self.generator.set_state(position)
 
     def project(self) -> None:
+        refuse_to_go_on(self.stop)
         self.a = self.z @ self.weights.W
 
     def draw_hidden(self, beta: float) -> None:
@@ -286,8 +292,8 @@ def run_blocks(
                 assert key is not None
                 advance(FusedBlock(weights, z[rows], key, number, stop), rows)
             else:
-                alone = generator or default_generator(device)
-                advance(PlainBlock(weights, z[rows], alone if key is None else fork(key, number, device)), rows)
+                own = (generator or default_generator(device)) if key is None else fork(key, number, device)
+                advance(PlainBlock(weights, z[rows], own, stop), rows)
 
     with weights.products():
         # Ctrl-C reaches this thread only, and the others would go on for minutes

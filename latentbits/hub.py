@@ -1,6 +1,7 @@
 """Models on a hub, through ``huggingface_hub``: the folders of :mod:`latentbits.sharing` and no pickles.
 
-Its PyTorch mixin is not used, because that can fall back to one. Needs ``pip install 'latentbits[hub]'``.
+Its PyTorch mixin is not used, because that can fall back to one. Needs the extra ``hub``
+(``pip install '.[hub]'`` in the project's folder).
 """
 
 from pathlib import Path

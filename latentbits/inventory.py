@@ -77,7 +77,7 @@ def published(data_dir: Path | None) -> list[DataSet]:
         ),
         DataSet(
             "natural64",
-            "photographs of 64x64 in two archives",
+            "photographs of 64x64 in two archives: 50 and 5 pictures of each of Tiny ImageNet's 200 kinds, or others",
             present(NATURAL64_FILES, data_dir),
             data_dir,
             "not downloaded; name their folder with --data-dir",

@@ -12,10 +12,11 @@ from .config import JointConfig
 from .evaluate import fit_prior_base
 from .gibbs import bfloat16_products
 from .model import GaussianModel, LatentModel, Products
+from .nets import evaluating
 from .objectives import Losses, iwae_losses, joint_losses, relaxed_losses
 from .rbm import RBM
 from .session import Parts, Session, steps_per_epoch
-from .stages import augment, evaluating, group, rate_factor, set_rates, shrink, validate_nll
+from .stages import augment, group, rate_factor, set_rates, shrink, validate_nll
 from .tempering import Chains
 
 
@@ -41,7 +42,7 @@ def stage_losses(
     if config.objective == "relaxed":
         return relaxed_losses(model, x, z_negative, config.relaxation, config.dropout, generator, products)
     if isinstance(model, GaussianModel):
-        return iwae_losses(model, x, samples, config.backward_samples, config.dropout, generator, products)
+        return iwae_losses(model, x, z_negative, samples, config.backward_samples, config.dropout, generator, products)
     return joint_losses(
         model, x, z_negative, (given and parts.objective) or config.objective, samples, config.backward_samples,
         config.dropout, generator, products, config.sleep, -(-config.dreams // distributed.world().size),

@@ -419,6 +419,7 @@ class LatentModel(nn.Module):
                 f"more and samples of 2 or more, got {known.dtype} with {tuple(known.shape)}, {steps} and {samples}"
             )
         x = x.to(self.prior.visible_bias)
+        known = known.to(x.device)
         z = self.posterior(x).sample((1,), generator)
         for step in range(steps):
             every = torch.cat([z, self.posterior(x).sample((samples - 1,), generator)])
@@ -496,6 +497,7 @@ def build(config: ModelConfig, form: Form, generator: torch.Generator | None = N
     Raises:
         ValueError: If the networks do not fit the images, or were given in Python.
     """
+    check_pixels(form)
     if config.network == "given":
         raise ValueError(
             "model.network=given: this run's model was given in Python; give it again, to load(run, model=)"
@@ -515,6 +517,19 @@ def build(config: ModelConfig, form: Form, generator: torch.Generator | None = N
             return GaussianModel(encoder, decoder, NormalPrior(config.latent), family)
         prior = RBM(config.latent, config.hidden) if config.prior == "rbm" else BernoulliPrior(config.latent)
         return LatentModel(encoder, decoder, prior, family)
+
+
+def check_pixels(form: Form) -> None:
+    """Check that there is a p(x | z) for an image's pixels.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if form.levels not in (2, 256) or (form.levels == 256 and form.channels not in (1, 3)):
+        raise ValueError(
+            "data: expected pixels of 2 levels, or of 256 in 1 or 3 channels, for the package's own networks, got "
+            f"{form.levels} levels in {form.channels} channels; scale them, or give a model of your own"
+        )
 
 
 def networks(config: ModelConfig, form: Form, outputs: int) -> tuple[nn.Module, nn.Module]:

@@ -6,7 +6,8 @@ has the same blocks in reverse order, with stride 1, and enlarges by nearest nei
 too, to the size that the encoder had there (28, 14, 7, 4 and back).
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from .fused import elu
 # A trial on CIFAR-10 without a committed record: with 1 for both the autoencoder was still at the images' marginal
 # distribution after 150 steps.
 RESIDUAL_SPREAD, OUTPUT_SPREAD = 0.2, 0.1
+LEAST_SPREAD = 1e-3  # below it outputs on a batch count as all the same
 
 
 class ELU(nn.ELU):
@@ -101,6 +103,18 @@ class Network(Protocol):
 
     def set_offset(self, offset: Tensor) -> None:
         """Set the bias (D,) of a decoder's logits."""
+
+
+@contextlib.contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Let batch normalization use its running statistics and leave them as they are, and nothing be dropped."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def weight_matrices(net: nn.Module) -> list[Tensor]:
@@ -434,7 +448,9 @@ def initialize_by_data(net: nn.Module, x: Tensor) -> Tensor:
 def _standardize(layer: Any, inputs: Any, output: Tensor) -> Tensor:
     across = (0, *range(2, output.dim()))
     output = output.float()
-    mean, spread = output.mean(across), output.std(across).clamp(min=1e-3) / layer.first_spread
+    spread = output.std(across, correction=0)
+    spread = torch.where(spread > LEAST_SPREAD, spread, 1) / layer.first_spread  # one image, or the same again
+    mean = output.mean(across)
     per_map: Callable[[Tensor], Tensor] = lambda t: t.view(-1, *[1] * (output.dim() - 2))  # noqa: E731
     layer.parametrizations.weight.original0.div_(spread.view_as(layer.parametrizations.weight.original0))
     layer.bias.copy_((layer.bias - mean) / spread)

@@ -112,13 +112,18 @@ def resample(weights: Tensor, count: int, generator: torch.Generator | None = No
     return torch.searchsorted(cumulative, positions, right=True).clamp(max=K - 1).T
 
 
+def is_drawn(count: int, samples: int) -> bool:
+    """Whether of so many samples only a count, which is not 0, goes backward."""
+    return 0 < count < samples
+
+
 def choose(weights: Tensor, samples: Tensor, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """What goes backward of samples (K, B, M) with normalised weights (K, B), and the weights that it has there.
 
-    With a count S, so many of them resampled, (S, B, M) with weights 1 / S, which leaves a weighted sum's gradient
-    unbiased; with 0, or where there is one only, all of them.
+    With a count S below K, so many of them resampled, (S, B, M) with weights 1 / S, which leaves a weighted sum's
+    gradient unbiased; else all of them.
     """
-    if not count or len(samples) == 1:
+    if not is_drawn(count, len(samples)):
         return samples, weights
     index = resample(weights, count, generator)
     kept = samples.gather(0, index[:, :, None].expand(-1, -1, samples.shape[2]))
@@ -237,7 +242,7 @@ def losses_of_samples(
         log_w = model.log_joint(x, z, products) - Bits(a.detach()).log_prob(z)
         signal = signal_of(log_w)
         if not isinstance(objective, str):
-            check_signal(signal, log_w, drawn=backward_samples > 0)
+            check_signal(signal, log_w, is_drawn(backward_samples, len(z)))
         z_kept, weights = choose(signal.weights, z, backward_samples, generator)
 
     s = signal.encoder_signal
@@ -301,6 +306,7 @@ def relaxed_losses(
 def iwae_losses(
     model: GaussianModel,
     x: Tensor,
+    z_negative: Tensor,
     samples: int,
     backward_samples: int = 0,
     dropout: float = 0.0,
@@ -312,8 +318,9 @@ def iwae_losses(
     As in :func:`joint_losses`, all K are scored without gradient and some, resampled by weight, go backward.
 
     Arguments:
-        model: Encoder, decoder and normal prior.
+        model: Encoder, decoder and prior.
         x: Data, with shape (B, D).
+        z_negative: Samples of the prior, with shape (N, M), for a prior of one's own that is not normalized.
         samples: K, posterior samples for each datum.
         backward_samples: S, how many of them go backward; 0 for all K, by weight.
         dropout: Probability that the encoder sees a data bit as 0; the likelihood has the data as they are.
@@ -333,7 +340,7 @@ def iwae_losses(
     return Losses(
         decoder=-(kept * log_w_kept).sum(0).mean(),
         encoder=log_w.new_zeros(()),
-        prior=log_w.new_zeros(()),
+        prior=model.prior.log_partition_surrogate(z_negative),
         gap=log_w.new_zeros(()),
         bound=(log_w.logsumexp(0) - math.log(samples)).mean(),
         effective_sample_size=effective_sample_size(weights).mean(),

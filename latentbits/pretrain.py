@@ -19,11 +19,11 @@ from .evaluate import IMAGES_AT_ONCE, mean_latents, quick_nll
 from .fused import bernoulli
 from .gibbs import gibbs
 from .model import LatentModel
-from .nets import Network, weight_matrices
+from .nets import Network, evaluating, weight_matrices
 from .objectives import drop
 from .rbm import RBM, BernoulliPrior, Prior, TractablePrior
 from .session import Session, steps_per_epoch
-from .stages import augment, evaluating, group, rate_factor, set_rates, shrink, validate_nll
+from .stages import augment, group, rate_factor, set_rates, shrink, validate_nll
 from .tempering import Chains
 
 CALIBRATION_IMAGES = 20_000

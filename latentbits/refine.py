@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from .model import LatentModel
+from .nets import evaluating
 
 RATE = 0.07
 """Of Adam, at first, in units of a datum's mean absolute parameter; a tenth at the end."""
@@ -58,7 +59,8 @@ def refine(
             if progress is not None:
                 progress((done + share * count) / len(x))
 
-        parts.append(_refine(model, part, steps, generator, tell))
+        with evaluating(model):
+            parts.append(_refine(model, part, steps, generator, tell))
         done += len(part)
     return torch.cat(parts)
 

@@ -247,7 +247,11 @@ class Run:
 
         If ``rounded``, matrices are written in bfloat16, and the rest, which is small, as it is.
         """
-        tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+        # copies, for the format has no tensors that share memory, as tied weights do
+        tensors = {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in module.state_dict().items()
+        }
         if rounded:
             halves = {key: value.bfloat16() for key, value in tensors.items() if value.dim() > 1}
             tensors |= halves

@@ -21,7 +21,7 @@ from .config import Config
 from .events import Events
 from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state
 from .fused import fork
-from .model import LatentModel, Model
+from .model import GaussianModel, LatentModel, Model
 from .objectives import LossesFunction, SignalFunction
 from .progress import STAGE_TITLES, Display
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
@@ -92,6 +92,7 @@ class Parts(NamedTuple):
         if self.sampler is not None:
             changes["sampler"] = "given"
         config = config.vary(**changes) if changes else config
+        self._check_objectives(config)
         named = {
             "model": config.model.network == "given",
             "splits": config.data.name == "given",
@@ -106,6 +107,19 @@ class Parts(NamedTuple):
                 "latentbits.train in Python"
             )
         return config
+
+    def _check_objectives(self, config: Config) -> None:
+        """Refuse for a model of one's own an objective that its latents have no use for."""
+        if self.model is None:
+            return
+        continuous = isinstance(self.model, GaussianModel)
+        expected = "iwae, or losses=," if continuous else "another than iwae"
+        for name, stage in (("warm_start", config.warm_start), ("joint", config.joint)):
+            own = stage.objective == "given" and (self.losses is not None or not continuous)
+            if stage.epochs and not own and continuous != (stage.objective == "iwae"):
+                raise RunError(
+                    f"{name}.objective: expected {expected} with a {type(self.model).__name__}, got {stage.objective}"
+                )
 
 
 @dataclass

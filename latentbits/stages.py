@@ -1,7 +1,5 @@
 """What the stages of training share: learning rates over time, augmentation, weight decay, quick validation."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -11,7 +9,7 @@ from torch.optim import Optimizer
 from .config import Augmentation
 from .evaluate import fit_prior_base, quick_nll
 from .model import LatentModel
-from .nets import weight_matrices
+from .nets import evaluating, weight_matrices
 from .rbm import RBM
 from .session import Session
 from .splits import Form, distort, flip, shift
@@ -49,17 +47,6 @@ def shrink(model: LatentModel, amount: float) -> None:
     if amount:
         for net in (model.encoder, model.decoder):
             torch._foreach_mul_(weight_matrices(net), 1 - amount)
-
-
-@contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Let batch normalization use its running statistics, and leave them as they are."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float | None]:

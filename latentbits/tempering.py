@@ -209,7 +209,7 @@ def sample_prior(
     """Bits of n chains, with shape (n, M).
 
     Arguments:
-        prior: An RBM; a Bernoulli prior is sampled exactly.
+        prior: An RBM; others are sampled exactly.
         n: Number of chains.
         gibbs_steps: Length of the chains.
         generator: Source of the randomness; the default generator if None.
@@ -217,7 +217,9 @@ def sample_prior(
     """
     if temperatures < 1:
         raise ValueError(f"sample_prior: temperatures must be at least 1, got {temperatures}")
-    if temperatures == 1 or not isinstance(prior, RBM):
+    if not isinstance(prior, RBM):
+        return prior.sample(n, generator)
+    if temperatures == 1:
         return gibbs(prior, random_bits(n, prior, generator), gibbs_steps, generator)
     betas = tempering_schedule(prior, temperatures, generator)
     z, _ = parallel_tempering(prior, start(prior, n, temperatures, generator), betas, gibbs_steps, generator)

@@ -27,7 +27,7 @@ from .evaluate import fit_prior_base
 from .events import Events, check_tensorboard
 from .joint import train_joint
 from .model import WGAN, LatentModel, build
-from .nets import MLP, Network, initialize_by_data
+from .nets import MLP, Network, evaluating, initialize_by_data
 from .objectives import LossesFunction, SignalFunction
 from .pretrain import train_autoencoder, train_rbm
 from .progress import Display
@@ -42,7 +42,6 @@ from .session import (
     stop_on_interrupt,
 )
 from .splits import Splits
-from .stages import evaluating
 from .tempering import Sampler
 
 INITIALIZATION_IMAGES = 500
@@ -114,6 +113,7 @@ def train(
     if data_dir is None and folder is not None:
         data_dir = folder.data_dir
     splits = (splits or data.load(config.data, data_dir)).to(device)
+    check_shares(config, len(splits.train))
     state, is_first = new_state(config, splits, model), distributed.world().is_first
     begins = folder is None or not folder.has_checkpoint()
     if begins and config.weights:
@@ -150,8 +150,12 @@ def train(
     return folder
 
 
-def check_shares(config: Config) -> None:
+def check_shares(config: Config, images: int | None = None) -> None:
     """Check that batches and chains can be shared out equally to the processes.
+
+    Arguments:
+        config: What is to be trained.
+        images: Number of training images, once it is known; where they are fewer, a batch has no more.
 
     Raises:
         RunError: With a line for each setting that cannot.
@@ -164,6 +168,12 @@ def check_shares(config: Config) -> None:
         for name in ("batch_size", "chains")
         if (value := getattr(getattr(config, section), name, 0)) % processes
     ]
+    batches = [getattr(config, section).batch_size for section in STAGES if getattr(config, section).epochs]
+    if images is not None and batches and images < max(batches) and images % processes:
+        problems = [
+            f"data: expected a number of training images that is a multiple of {processes}, the number of processes, "
+            f"or no less than a batch, {max(batches)}, got {images}"
+        ]
     if problems:
         raise RunError("\n".join(problems))
 
@@ -177,7 +187,8 @@ def describe_difference(old: Config, new: Config) -> str:
 def new_state(config: Config, splits: Splits, given: LatentModel | None = None) -> State:
     """The state before the first step: random weights, and the decoder's bias at the data's mean logits.
 
-    A given model is taken as it is.
+    A given model is taken as it is, but for one that is in evaluation mode as a whole, as it was loaded: it is put into
+    training mode.
 
     Raises:
         RunError: If the networks do not fit the images or the stages.
@@ -192,6 +203,8 @@ def new_state(config: Config, splits: Splits, given: LatentModel | None = None) 
     except ValueError as error:
         raise RunError(str(error)) from error
     model = model.to(splits.train.device)
+    if not model.training:
+        model.train()
     generator = torch.Generator(splits.train.device).manual_seed(config.seed + 1_000_003 * distributed.world().rank)
     if isinstance(model, LatentModel) and given is None:
         begin_networks(model, splits)

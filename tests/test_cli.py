@@ -269,13 +269,22 @@ def test_options_without_effect_are_named(capsys):
     assert "--model.hidden: has no effect with model.prior=bernoulli" in said
     assert "--warm-start.chains: has no effect with warm_start.epochs=0" in said
     assert said.count("no effect") == 2
+    parse_train(["cifar10-small", "--joint.backward-samples", "3", "--joint.dreams", "5", "--rbm.pcd-steps", "3"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--joint.backward-samples: has no effect with joint.objective=relaxed" in said
+    assert "--joint.dreams: has no effect with joint.objective=relaxed" in said
+    assert "--rbm.pcd-steps: has no effect with rbm.pcd_epochs=0" in said
 
 
 def test_what_has_no_effect_has_none(tmp_path):
     """Weights after training are the same whatever such a setting is; those of a setting that counts are not."""
     config = tiny()
     trained = weights(train(config, tmp_path / "run", quiet=True))
-    idle = {"model": {"maps": (3,), "norm": "batch"}, "joint": {"relaxation": 0.9}, "warm_start": {"chains": 3}}
+    idle = {
+        "model": {"maps": (3,), "norm": "batch"},
+        "joint": {"relaxation": 0.9, "dreams": 7},
+        "warm_start": {"chains": 3},
+    }
     assert not set(different(config, config.vary(**idle))) - set(without_effect(config))
     same = weights(train(config.vary(**idle), tmp_path / "idle", quiet=True))
     assert all(torch.equal(same[name], value) for name, value in trained.items())

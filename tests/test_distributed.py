@@ -89,6 +89,21 @@ def test_shares_that_do_not_come_out_even_are_named(monkeypatch):
         distributed.share(torch.zeros(4))
     with pytest.raises(RunError, match=r"joint.batch_size: expected a multiple of 3, .* got 50"):
         check_shares(Config(joint=JointConfig(epochs=1, batch_size=50, chains=9)))
+    stages = {"autoencoder": {"epochs": 0}, "rbm": {"cd_epochs": 0, "pcd_epochs": 0}}
+    config = Config().vary(**stages, joint={"batch_size": 60, "chains": 9})
+    check_shares(config, 60)
+    check_shares(config, 61)  # a whole batch; the rest of an epoch is left out
+    with pytest.raises(RunError, match=r"multiple of 3, .* or no less than a batch, 60, got 50"):
+        check_shares(config, 50)
+
+
+def test_each_process_asks_for_a_gpu_of_its_own(monkeypatch):
+    asked = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: asked.append(device) or torch.zeros(1))
+    for device in ("cuda", "cuda:1", "cpu"):
+        check_device(device)
+    assert asked == ["cuda:3", "cuda:1", "cpu"]
 
 
 def test_a_numbered_gpu_is_refused_for_several_processes(monkeypatch):

@@ -198,6 +198,19 @@ def test_bits_may_be_booleans(model, x):
     assert torch.equal(model.encode(x.bool()), model.encode(x))
 
 
+@pytest.mark.parametrize(("counts", "kept"), [({}, 4), ({"raise_images": 0}, 0), ({"raise_temperatures": 0}, 0)])
+def test_samples_are_kept_for_raise_alone(model, x, monkeypatch, counts, kept):
+    seen, usual = [], LatentModel.importance_sums
+
+    def spy(self, x, samples, keep, *others):
+        seen.append(keep)
+        return usual(self, x, samples, keep, *others)
+
+    monkeypatch.setattr(LatentModel, "importance_sums", spy)
+    evaluate(model, x, counts=COUNTS._replace(samples=10, **counts), generator=seeded(0))
+    assert seen == [kept]
+
+
 def test_another_schedule_is_refused(model, x):
     with pytest.raises(ValueError, match="schedule: expected adaptive or linear, got geometric"):
         evaluate(model, x, "valid", COUNTS, "geometric")

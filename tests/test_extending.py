@@ -345,3 +345,78 @@ def test_the_annealers_bits_follow_the_rbm():
     counts = np.bincount(((spins + 1) / 2 @ 2 ** np.arange(3, -1, -1)).astype(int), minlength=16)
     exact = exact_latent.prior_table(*(p.detach().double() for p in (rbm.weight, rbm.visible_bias, rbm.hidden_bias)))
     assert np.abs(counts / counts.sum() - exact.numpy()).sum() / 2 < 0.05
+
+
+class OwnNormal(lb.NormalPrior):
+    """Which the configuration calls given."""
+
+
+class Continuous(lb.GaussianModel):
+    """Two normal latents under a prior that is a class of its own."""
+
+    def __init__(self):
+        super().__init__(lb.MLP([64, 8, 4]), lb.MLP([2, 8, 64]), OwnNormal(2))
+
+
+@pytest.mark.parametrize(
+    ("objective", "given", "words"),
+    [
+        ("vimco", {}, "joint.objective: expected iwae"),
+        ("iwae", {"objective": lb.wake}, "joint.objective: expected iwae, or losses=, with a Continuous, got given"),
+        ("iwae", {"model": "bits"}, "joint.objective: expected another than iwae with a LatentModel, got iwae"),
+    ],
+)
+def test_an_objective_for_other_latents_is_refused(tmp_path, objective, given, words):
+    changes = {"autoencoder": {"epochs": 0}, "rbm": {"cd_epochs": 0, "pcd_epochs": 0}}
+    config, splits = tiny(**changes, joint={"objective": objective}), lb.load_data("digits")
+    bits = lb.LatentModel(lb.MLP([64, 8, 2]), lb.MLP([2, 8, 64]), own_prior.MixturePrior(2, 2))
+    model = bits if given.pop("model", "") else Continuous()
+    with pytest.raises((lb.RunError, ValueError), match=words):
+        lb.train(config, tmp_path / "run", quiet=True, model=model, splits=splits, **given)
+    assert not (tmp_path / "run").exists()
+
+
+class Dropping(lb.LatentModel):
+    """Its encoder normalizes batches and drops; what else it has is frozen."""
+
+    def __init__(self):
+        encoder = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5),
+                                      torch.nn.Linear(16, 8))  # fmt: skip
+        super().__init__(encoder, lb.MLP([8, 16, 64]), lb.RBM(8, 6))
+        self.frozen = torch.nn.Dropout(0.5).eval()
+
+
+def test_an_evaluation_neither_drops_nor_learns_and_leaves_modes_as_they_were():
+    torch.manual_seed(0)
+    model, x = Dropping(), lb.load_data("digits").test[:40].float()
+    model.encoder(lb.load_data("digits").train.float())  # running statistics
+    counts = lb.Counts(samples=5, chains=10, temperatures=10, raise_images=0)
+    state = copy.deepcopy(model.state_dict())
+    found = [lb.evaluate(model.train(mode), x, counts=counts, generator=seeded(1)) for mode in (True, False)]
+    assert found[0].likelihood.nll == found[1].likelihood.nll
+    for name, value in model.state_dict().items():
+        assert name not in state or torch.equal(value, state[name]), name
+    model.train()
+    model.frozen.eval()
+    lb.evaluate(model, x, counts=counts, generator=seeded(1))
+    assert model.training
+    assert model.encoder[2].training
+    assert not model.frozen.training
+
+
+def test_a_model_that_was_loaded_is_put_into_training_mode(tmp_path):
+    torch.manual_seed(0)
+    model = Dropping().eval()
+    config = tiny(autoencoder={"epochs": 0}, rbm={"cd_epochs": 0, "pcd_epochs": 0})
+    before = model.encoder[1].running_mean.clone()
+    lb.train(config, tmp_path / "run", quiet=True, model=model)
+    assert not torch.equal(model.encoder[1].running_mean, before)
+
+
+@pytest.mark.parametrize("form", [lb.Form(1, 8, 8, 16), lb.Form(2, 8, 8, 256)])
+def test_pixels_that_the_packages_networks_have_no_distribution_for_are_refused(tmp_path, form):
+    splits = lb.make_splits("mine", [np.zeros((20, form.dimensions), np.uint8)] * 3, form)
+    config = tiny(model={"network": "resnet", "maps": (4,), "repeats": 1})
+    with pytest.raises(lb.RunError, match=f"got {form.levels} levels in {form.channels} channels"):
+        lb.train(config, tmp_path / "run", quiet=True, splits=splits)
+    assert not (tmp_path / "run").exists()

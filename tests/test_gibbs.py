@@ -27,7 +27,8 @@ from latentbits.gibbs import (
     run_blocks,
     two_terms,
 )
-from latentbits.rbm import RBM, BernoulliPrior
+from latentbits.rbm import RBM, BernoulliPrior, NormalPrior
+from latentbits.tempering import sample_prior
 
 BASE = np.array([-1.0, 0.5, 1.5, -2.0])
 
@@ -420,3 +421,28 @@ def test_the_number_of_chains_decides_on_two_terms(monkeypatch):
 def test_blocks_are_two_four_eight_of_bounded_size():
     rows = {1: 64, 128: 64, 129: 65, 1999: 1000, 2000: 500, 4000: 500, 5000: 625, 10_000: 1250, 10_001: 626}
     assert {n: rows_per_block(n) for n in rows} == rows
+
+
+def test_a_block_stops_where_another_has_failed(to_path, with_threads):
+    with_threads(2)
+    rbm = to_path(random_rbm(6, 5))
+    steps = [0, 0]
+
+    def advance(block, rows):
+        number = int(rows.start > 0)
+        for _ in range(100_000):
+            if number == 0 and steps[1] > 10:
+                raise RuntimeError("of this block")
+            block.project()
+            block.draw_hidden(1.0)
+            steps[number] += 1
+
+    with pytest.raises(RuntimeError, match="of this block"):
+        run_blocks(Weights(rbm, 8), torch.zeros(8, 6), seeded(1), advance, blocks=[slice(0, 4), slice(4, 8)])
+    assert 10 < steps[1] < 90_000
+
+
+def test_what_can_be_drawn_exactly_needs_no_steps():
+    z = sample_prior(NormalPrior(5), 1000, 0, seeded(3))
+    assert abs(mean_scores(z.numpy(), np.zeros(5))).max() < LIMIT
+    assert float(z.std()) == pytest.approx(1.0, abs=0.05)

@@ -206,3 +206,13 @@ def test_bfloat16_networks_are_the_same_functions_less_exactly(fully_connected):
         for one, other in zip(exact, rounded, strict=True):
             error = float((one - other).norm() / one.norm())
             assert 1e-4 < error < 0.05
+
+
+def test_one_image_leaves_weights_finite():
+    """Of one nothing varies: outputs are moved to 0, and not scaled."""
+    torch.manual_seed(2)
+    x = torch.bernoulli(torch.full((1, 784), 0.3), generator=seeded(4))
+    encoder = ResNetEncoder(*MNIST, 200)
+    initialize_by_data(encoder, x)
+    assert all(p.isfinite().all() and p.abs().max() < 100 for p in encoder.parameters())
+    torch.testing.assert_close(encoder(x), torch.zeros(1, 200), rtol=0, atol=1e-4)

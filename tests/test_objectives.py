@@ -398,3 +398,11 @@ def test_all_chains_dream_unless_asked_otherwise(model, x):
     given = (model, x, a, z, arguments[2], "crws")
     by_default = losses_of_samples(*given, generator=seeded(4)).encoder
     assert torch.equal(by_default, losses_of_samples(*given, generator=seeded(4), dreams=0).encoder)
+
+
+@pytest.mark.parametrize("count", [K, K + 3])
+def test_no_less_than_all_are_not_drawn(model, x, count):
+    arguments = (model, x, torch.ones(4, M), "vimco", K)
+    all_of_them = joint_losses(*arguments, 0, generator=seeded(7)).decoder
+    assert torch.equal(joint_losses(*arguments, count, generator=seeded(7)).decoder, all_of_them)
+    assert not torch.equal(joint_losses(*arguments, K - 1, generator=seeded(7)).decoder, all_of_them)

@@ -17,7 +17,7 @@ from latentbits.distributions import DiagonalNormal
 from latentbits.model import GaussianModel, build
 from latentbits.nets import MLP
 from latentbits.objectives import iwae_losses, relaxed_losses
-from latentbits.rbm import NormalPrior
+from latentbits.rbm import NormalPrior, TractablePrior
 from latentbits.splits import Form
 
 D, M, H = 3, 2, 2
@@ -127,7 +127,7 @@ def iwae_bound(model, K, points=400):
     return (probability[:, None] * w.mean(1).log()).sum(0).mean()
 
 
-@pytest.mark.parametrize(("K", "backward_samples"), [(1, 0), (2, 0), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("K", "backward_samples"), [(1, 0), (2, 0), (2, 1)])
 def test_iwae_gradient_in_expectation(continuous, K, backward_samples):
     """With one sample it is the ELBO's, a plain VAE."""
     twin = copy.deepcopy(continuous).double()
@@ -135,7 +135,7 @@ def test_iwae_gradient_in_expectation(continuous, K, backward_samples):
     expected = -flat(torch.autograd.grad(bound, list(twin.parameters())))
     generator, rows, bounds = seeded(2), [], []
     for _ in range(40):
-        losses = iwae_losses(continuous, X.repeat(4000, 1), K, backward_samples, generator=generator)
+        losses = iwae_losses(continuous, X.repeat(4000, 1), torch.ones(5, 1), K, backward_samples, generator=generator)
         rows.append(flat(torch.autograd.grad(losses.decoder, list(continuous.parameters()))))
         bounds.append(float(losses.bound))
     assert np.abs(mean_scores(np.stack(rows), expected)).max() < LIMIT
@@ -183,7 +183,7 @@ def relaxed(model, seed=1, **options):
 
 
 def iwae(model, seed=1, **options):
-    return iwae_losses(model, X.repeat(20, 1), 6, generator=seeded(seed), **options)
+    return iwae_losses(model, X.repeat(20, 1), torch.ones(5, 1), 6, generator=seeded(seed), **options)
 
 
 @pytest.mark.parametrize("losses", [relaxed, iwae])
@@ -278,3 +278,36 @@ def test_without_a_generator_the_default_one_serves(model):
         results.append(relaxed_losses(model, X, torch.ones(5, M), 0.5).decoder)
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+class Precision(TractablePrior):
+    """Normal latents of variance exp(-t), without the factor that would make exp(-F) integrate to 1."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.t = torch.nn.Parameter(torch.tensor(0.3))
+
+    def free_energy(self, z):
+        return self.t.exp() * z.square().sum(-1) / 2
+
+    def log_partition_surrogate(self, z_negative):
+        return -self.free_energy(z_negative).mean()
+
+    def sample(self, n, generator=None):
+        return (-self.t / 2).exp() * torch.randn(n, 1, generator=generator)
+
+
+def test_a_prior_of_ones_own_over_continuous_latents_follows_its_normalizer(continuous):
+    """d/dt of log Z is -1/2; and the data's phase is the bound's, from the same samples."""
+    continuous.prior = Precision()
+    z = continuous.prior.sample(200_000, seeded(8)).detach()
+    losses = iwae_losses(continuous, X, z, 3, generator=seeded(9))
+    normalizer = float(torch.autograd.grad(losses.prior, continuous.prior.t)[0])
+    assert abs(normalizer + 0.5) < LIMIT * 0.5 * math.sqrt(2 / 200_000)
+    of_data = float(torch.autograd.grad(losses.decoder, continuous.prior.t)[0])
+    q = continuous.posterior(X)
+    noise = torch.randn(3, *q.loc.shape, generator=seeded(9))
+    samples = (q.loc + q.scale * noise).detach()
+    log_w = log_bernoulli(continuous.decoder(samples), X) - continuous.prior.free_energy(samples) - q.log_prob(samples)
+    expected = -torch.autograd.grad(log_w.exp().mean(0).log().mean(), continuous.prior.t)[0]
+    assert of_data == pytest.approx(float(expected), rel=1e-4)

@@ -1,6 +1,7 @@
 """The run folder: what is written comes back, whole or not at all."""
 
 import json
+import os
 from pathlib import Path
 
 import children
@@ -72,6 +73,28 @@ def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path, monkeypatch
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_in_place_of_the_scratch_file_is_not_followed(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    (tmp_path / f".value.{os.getpid()}.part").symlink_to(other)
+    write_atomically(tmp_path / "value", b"ours")
+    assert other.read_text() == "theirs"
+    assert not (tmp_path / "value").is_symlink()
+    assert (tmp_path / "value").read_bytes() == b"ours"
+
+
+def test_weights_that_are_tied_are_saved_and_come_back(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    run = Run.create(tmp_path / "run", Config())
+    run.save_weights("tied", net)
+    kept = net[0].weight.detach().clone()
+    with torch.no_grad():
+        net[0].weight.zero_()
+    run.load_weights("tied", net)
+    assert torch.equal(net[1].weight, kept)
 
 
 def test_a_run_is_not_overwritten(tmp_path):
