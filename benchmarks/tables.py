@@ -100,7 +100,7 @@ COLOUR_TRAININGS = {
 }
 HOURS = (0.5, 0.75, 1.0, 1.25, 1.5)
 
-RESNET_RUNS = {"mnist-resnet-begin": 1, "mnist-resnet-vimco": 1, "mnist-resnet": 2}
+RESNET_RUNS = {"mnist-resnet-begin": 1, "mnist-resnet-vimco": 1, "mnist-resnet-vimco-end": 2, "mnist-resnet": 1}
 """The runs that trained mnist-resnet, each but the first from the weights before it, and on how many cores."""
 
 LEVELS = (90.0, 87.0, 85.0)
