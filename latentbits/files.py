@@ -82,7 +82,8 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.unlink(missing_ok=True)  # a leftover, or a link, which is not followed
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)  # a leftover, or a link, which is not followed
             with open(scratch, "xb") as stream:
                 stream.write(content)
                 stream.flush()

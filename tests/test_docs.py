@@ -3,8 +3,8 @@
 A page's blocks run in order, in one namespace and an empty folder. ``python`` and ``sh`` blocks run; a plain block
 directly below one shows its output, and each of its lines has to come, but for the digits. What cannot run here has a
 comment above it, ``<!-- not run: why -->``, and only has to parse. Training is cut short: the recipe ``digits`` is
-trained in full once and copied wherever it is asked for, and any other run has two epochs of each stage; torchrun's
-processes train as they are told. The folder has what a reader would have: PICTURES, and DIR with MNIST, of random bits.
+trained in full once and copied wherever it is asked for, and any other run, those of torchrun too, has an epoch or two
+of each stage. The folder has what a reader would have: PICTURES, and DIR with MNIST, of random bits.
 """
 
 import ast
@@ -147,8 +147,17 @@ def run_block(block, page, names):
             assert done.returncode == 0, f"{place}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
+BRIEFLY = "--autoencoder.epochs 2 --rbm.cd-epochs 1 --rbm.pcd-epochs 1 --joint.epochs 2"
+
+
+def torchrun(words):
+    """Its command in this Python; what it trains is cut short, too."""
+    begins = "train" in words and "--resume" not in words
+    return [sys.executable, "-m", "torch.distributed.run", *words[1:], *(BRIEFLY.split() if begins else [])]
+
+
 OTHERS = {
-    "torchrun": lambda words: [sys.executable, "-m", "torch.distributed.run", *words[1:]],
+    "torchrun": torchrun,
     "eval": lambda words: ["bash", "-c", f'eval "{words[1]}"'],
 }
 ENVIRONMENT = os.environ | {
