@@ -30,8 +30,9 @@ from .refine import refine
 LARGEST_EXACT_LAYER = 20
 """Up to this many units in the smaller layer log Z is summed exactly without being asked."""
 
-IMAGES_PER_PART, DIMENSIONS_PER_PART = 500, 500 * 784
-"""Images that are evaluated together, at most; each such part has a random stream of its own and is written down."""
+IMAGES_PER_PART, DIMENSIONS_PER_PART, SAMPLES_PER_PART = 500, 500 * 784, 100_000
+"""Images that are evaluated together, at most, also by their size and their samples; each such part has a random stream
+of its own, belongs to one process and is written down."""
 
 IMAGES_AT_ONCE = 1000
 """Images that go through a network together where no gradient is wanted."""
@@ -349,7 +350,7 @@ def _bound(
     given = () if parameters is None else (parameters,)
     path = _unfinished("bound", checkpoints, key, samples, keep, x, *given, *model.state_dict().values())
     parts = _Parts(len(x), keep, model.prior, path)
-    for number, rows in _own_parts(x):
+    for number, rows in _own_parts(x, samples):
         if parts.done[rows.start]:
             continue
 
@@ -367,10 +368,10 @@ def _bound(
     return _Bound(samples, sums.log_mean, sums.variance, sums.effective_sample_size, sums.z)
 
 
-def _own_parts(x: Tensor) -> list[tuple[int, slice]]:
-    """Those parts of data x (N, D) that are this process's to compute, each with its number."""
+def _own_parts(x: Tensor, samples: int) -> list[tuple[int, slice]]:
+    """The parts of data x (N, D), with so many samples each, that are this process's, and their numbers."""
     rank, processes = distributed.world()
-    size = max(1, min(IMAGES_PER_PART, DIMENSIONS_PER_PART // x.shape[1]))
+    size = max(1, min(IMAGES_PER_PART, DIMENSIONS_PER_PART // x.shape[1], SAMPLES_PER_PART // samples))
     parts = [slice(first, min(first + size, len(x))) for first in range(0, len(x), size)]
     return list(enumerate(parts))[rank::processes]
 
@@ -398,7 +399,7 @@ def _refined(
     parameters = like.new_zeros(len(x), like.shape[1])
     if saved := unfinished.read():
         done, parameters = saved["done"], saved["parameters"].to(x.device)
-    for number, rows in _own_parts(x):
+    for number, rows in _own_parts(x, steps):
         if done[rows.start]:
             continue
 

@@ -279,15 +279,20 @@ class InterruptionError(Exception):
     pass
 
 
-def test_parts_of_large_images_are_smaller_and_progress_is_told_within_them(model, x, monkeypatch):
+@pytest.mark.parametrize(
+    ("limit", "value", "sizes"),
+    [("DIMENSIONS_PER_PART", 3 * 4, [3, 3, 2, 3, 3, 2]), ("SAMPLES_PER_PART", 3 * 200, [3, 3, 2, 8])],
+)
+def test_parts_of_large_images_and_many_samples_are_smaller(model, x, monkeypatch, limit, value, sizes):
+    """And progress is told within them."""
     told = []
-    monkeypatch.setattr(MODULE, "DIMENSIONS_PER_PART", 3 * x.shape[1])
+    monkeypatch.setattr(MODULE, limit, value)
     scored, score = [], LatentModel.importance_sums
     monkeypatch.setattr(
         LatentModel, "importance_sums", lambda self, part, *a: scored.append(len(part)) or score(self, part, *a)
     )
     evaluate(model, x[:8], "valid", Counts(200, 100, 40, 0), "linear", seeded(11), lambda *call: told.append(call))
-    assert scored == [3, 3, 2, 3, 3, 2]
+    assert scored == sizes
     shares = [share for title, share, _ in told if title == "bound with K = 200"]
     assert shares == sorted(shares)
     assert shares[0] == 0.0  # before any work
