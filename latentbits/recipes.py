@@ -482,9 +482,7 @@ RECIPES = {
     "mnist-mlp-iwae": Recipe(
         mnist_mlp_iwae, "Burda et al. 2015; paper, Table 1", "1.1 hours on 1 core: 85.58 nats, test"
     ),
-    "mnist-resnet": Recipe(
-        mnist_resnet, "paper, Table 2", "10 core-hours, in four runs: 80.84 nats, test, K = 1,000"
-    ),
+    "mnist-resnet": Recipe(mnist_resnet, "paper, Table 2", "10 core-hours, in four runs: 80.84 nats, test, K = 1,000"),
     "mnist-resnet-iwae": Recipe(
         mnist_resnet_iwae, "its continuous twin", "not trained yet; by its steps 6 hours on 2 cores"
     ),
