@@ -1,5 +1,6 @@
 """The command ``latentbits``; training is in :mod:`latentbits.train_cli`, codes in :mod:`latentbits.codes_cli`."""
 
+import contextlib
 import io
 import math
 import shutil
@@ -36,7 +37,7 @@ from .console import (
     say,
 )
 from .evaluate import Counts, check_counts, evaluate, exact_log_partition, some_of
-from .files import FileError, write_atomically
+from .files import FileError, fingerprint, write_atomically
 from .model import WGAN, LatentModel
 from .progress import Display, printable
 from .rbm import RBM
@@ -111,8 +112,9 @@ def evaluate_run(
         if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
             raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
         splits = data_of(folder, data_dir)
-        whole, unfinished = getattr(splits, split), folder.inner("unfinished-evaluation")
+        whole = getattr(splits, split)
         x = some_of(whole, images)
+        unfinished = place_of_unfinished(folder, weights, split, images, counts, schedule, seed)
         started = time.monotonic()
         with Display(quiet=not is_first) as display:
             generator = torch.Generator(device).manual_seed(seed)
@@ -123,6 +125,18 @@ def evaluate_run(
         console.print(evaluation_table(evaluation))
         say_and_keep(folder, record, out)
         shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where others are unfinished
+            unfinished.parent.rmdir()
+
+
+def place_of_unfinished(folder: Run, *options: object) -> Path:
+    """Where the evaluation with such options writes down how far it is, apart from others of the same run.
+
+    Raises:
+        RunError: If it is a link.
+    """
+    place = folder.inner("unfinished-evaluation").name
+    return folder.inner(f"{place}/{fingerprint(*options)}")
 
 
 def say_and_keep(folder: Run, record: dict[str, Any], out: Path | None) -> None:

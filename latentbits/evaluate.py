@@ -241,15 +241,9 @@ def evaluate(
             raise ValueError(f"refine_steps: expected 0 for an RBM over the data, got {counts.refine_steps}")
     else:
         model.check_data("x", x)
+    annealing = _Annealing(schedule, generator, report, checkpoints)
     with evaluating(model):
-        return _evaluate(
-            model,
-            prior,
-            x.to(prior.visible_bias.device),
-            split,
-            counts,
-            _Annealing(schedule, generator, report, checkpoints),
-        )
+        return _evaluate(model, prior, x.to(prior.visible_bias.device), split, counts, annealing)
 
 
 def _evaluate(

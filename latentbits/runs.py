@@ -14,7 +14,7 @@
 | ``report`` | a page and pictures, made by ``latentbits report`` |
 | ``data.json`` | the folder or archive of the data, where training was told one |
 | ``tensorboard`` | the metrics as events, with ``--tensorboard`` |
-| ``unfinished-evaluation`` | what an interrupted evaluation goes on from; gone when it is done |
+| ``unfinished-evaluation`` | what interrupted evaluations go on from, a folder each; gone when they are done |
 
 No file is a pickle; see :mod:`latentbits.files`.
 """

@@ -217,6 +217,8 @@ def sample_prior(
     """
     if temperatures < 1:
         raise ValueError(f"sample_prior: temperatures must be at least 1, got {temperatures}")
+    if gibbs_steps < 0:
+        raise ValueError(f"sample_prior: gibbs_steps must be 0 or more, got {gibbs_steps}")
     if not isinstance(prior, RBM):
         return prior.sample(n, generator)
     if temperatures == 1:

@@ -416,6 +416,23 @@ def test_an_evaluation_that_replaces_another_says_where_that_stays(tmp_path, run
     assert json.loads((other / "evaluation.json").read_text())["seed"] == 1
 
 
+def test_a_stopped_evaluation_outlives_others_until_it_is_done(tmp_path, run, monkeypatch):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    unfinished = other / "unfinished-evaluation"
+    monkeypatch.setattr("latentbits.files.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("latentbits.cli.evaluation_record", lambda *_: {}["stopped"])
+        with pytest.raises(KeyError, match="stopped"):
+            main(["evaluate", str(other), *QUICK])
+    written = {path: path.read_bytes() for path in unfinished.rglob("*.safetensors")}
+    assert written
+    assert main(["evaluate", str(other), *QUICK, "--seed", "1"]) == 0
+    assert {path: path.read_bytes() for path in unfinished.rglob("*.safetensors")} == written
+    assert main(["evaluate", str(other), *QUICK]) == 0
+    assert not unfinished.exists()
+
+
 def test_samples_become_a_picture_each(run, tmp_path, capsys):
     path, one = tmp_path / "samples", tmp_path / "one.png"
     assert main(["sample", str(run), "--no-grid", "--count", "12", "--gibbs-steps", "3", "--out", str(path)]) == 0

@@ -446,3 +446,5 @@ def test_what_can_be_drawn_exactly_needs_no_steps():
     z = sample_prior(NormalPrior(5), 1000, 0, seeded(3))
     assert abs(mean_scores(z.numpy(), np.zeros(5))).max() < LIMIT
     assert float(z.std()) == pytest.approx(1.0, abs=0.05)
+    with pytest.raises(ValueError, match="gibbs_steps must be 0 or more, got -1"):
+        sample_prior(NormalPrior(5), 1, -1)
