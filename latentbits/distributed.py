@@ -7,6 +7,7 @@ chains and images, each of which has a random stream of its own: on CPUs the mer
 bit for bit.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,8 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
+
+_ranges = itertools.count()
 
 
 class World(NamedTuple):
@@ -94,6 +97,21 @@ def total(values: Tensor) -> Tensor:
     summed = _communicable(values)
     dist.all_reduce(summed)
     return summed.to(values.device)
+
+
+def numbers_for_the_free(count: int) -> Iterator[int]:
+    """Numbers from 0 to count - 1, each in one process only: the one that asks for it first.
+
+    So a process that is slowed by other work gets fewer. All have to go through theirs to the end, and in the same
+    order if they go through several such ranges.
+    """
+    if world().size == 1:
+        yield from range(count)
+        return
+    # the store by which the processes found each other counts for all of them; PyTorch has no public name for it
+    store, name = dist.distributed_c10d._get_default_store(), f"latentbits-range-{next(_ranges)}"
+    while (number := store.add(name, 1) - 1) < count:
+        yield number
 
 
 def gather(rows: Tensor) -> Tensor:

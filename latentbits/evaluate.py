@@ -9,7 +9,7 @@ e^{F(z_j)}` is unbiased for the hybrid's likelihood under that sampler.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,7 +32,7 @@ LARGEST_EXACT_LAYER = 20
 
 IMAGES_PER_PART, DIMENSIONS_PER_PART, SAMPLES_PER_PART = 500, 500 * 784, 100_000
 """Images that are evaluated together, at most, also by their size and their samples; each such part has a random stream
-of its own, belongs to one process and is written down."""
+of its own, goes to the process that is free and is written down."""
 
 IMAGES_AT_ONCE = 1000
 """Images that go through a network together where no gradient is wanted."""
@@ -344,9 +344,7 @@ def _bound(
     given = () if parameters is None else (parameters,)
     path = _unfinished("bound", checkpoints, key, samples, keep, x, *given, *model.state_dict().values())
     parts = _Parts(len(x), keep, model.prior, path)
-    for number, rows in _own_parts(x, samples):
-        if parts.done[rows.start]:
-            continue
+    for number, rows in _parts_to_do(x, samples, parts.done):
 
         def tell(share: float, rows: slice = rows) -> None:
             done = rows.start + share * (rows.stop - rows.start)
@@ -362,12 +360,17 @@ def _bound(
     return _Bound(samples, sums.log_mean, sums.variance, sums.effective_sample_size, sums.z)
 
 
-def _own_parts(x: Tensor, samples: int) -> list[tuple[int, slice]]:
-    """The parts of data x (N, D), with so many samples each, that are this process's, and their numbers."""
-    rank, processes = distributed.world()
+def _parts_to_do(x: Tensor, samples: int, done: Tensor) -> Iterator[tuple[int, slice]]:
+    """The parts of data x (N, D), with so many samples each, that fall to this process, and their numbers.
+
+    What has been ``done`` (N,), by this process or by another, is left out.
+    """
+    done = distributed.total(done.int()).bool()
     size = max(1, min(IMAGES_PER_PART, DIMENSIONS_PER_PART // x.shape[1], SAMPLES_PER_PART // samples))
     parts = [slice(first, min(first + size, len(x))) for first in range(0, len(x), size)]
-    return list(enumerate(parts))[rank::processes]
+    for number in distributed.numbers_for_the_free(len(parts)):
+        if not done[parts[number].start]:
+            yield number, parts[number]
 
 
 def _unfinished(phase: str, checkpoints: Path | None, *of: object) -> Path | None:
@@ -393,9 +396,7 @@ def _refined(
     parameters = like.new_zeros(len(x), like.shape[1])
     if saved := unfinished.read():
         done, parameters = saved["done"], saved["parameters"].to(x.device)
-    for number, rows in _own_parts(x, steps):
-        if done[rows.start]:
-            continue
+    for number, rows in _parts_to_do(x, steps, done):
 
         def tell(share: float, rows: slice = rows) -> None:
             report("refining posteriors", (rows.start + share * (rows.stop - rows.start)) / len(x), "")

@@ -72,6 +72,16 @@ def test_processes_agree(both):
         assert float(result["of_first"]) == 5.0
 
 
+def test_each_number_falls_to_one_process_and_fewer_to_a_slow_one(both):
+    of_fast, of_slow = (result["numbers"].tolist() for result in both)
+    assert sorted(of_fast + of_slow) == list(range(40))
+    assert len(of_slow) < 10
+
+
+def test_what_one_process_has_done_no_other_does_again(both):
+    assert sorted(both[0]["parts"].tolist() + both[1]["parts"].tolist()) == [2, 3]
+
+
 def test_alone_everything_is_as_it_was():
     rows = torch.arange(6.0)
     assert distributed.world() == (0, 1)

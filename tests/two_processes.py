@@ -1,6 +1,7 @@
 """What two processes compute, for test_distributed.py to hold against one; run by torchrun."""
 
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from unittest import mock
@@ -20,7 +21,7 @@ from latentbits.config import (
     ValidationConfig,
 )
 from latentbits.distributions import Bits
-from latentbits.evaluate import Counts, evaluate
+from latentbits.evaluate import Counts, _parts_to_do, evaluate
 from latentbits.model import build
 from latentbits.objectives import losses_of_samples
 from latentbits.splits import Form
@@ -151,6 +152,10 @@ def main(folder):
         result = everything() | {"world": torch.tensor([rank, size])}
         result["gathered"] = distributed.gather(torch.tensor([[rank, rank + 10]]))
         result["any"] = torch.tensor(distributed.any_of(rank == 1, False))
+        slow = [time.sleep(0.2 * rank) or number for number in distributed.numbers_for_the_free(40)]
+        result["numbers"] = torch.tensor(slow)
+        done = torch.arange(2000) // 500 == rank  # the first process has done the first 500, the second the next
+        result["parts"] = torch.tensor([number for number, _ in _parts_to_do(torch.zeros(2000, 12), 10, done)])
         result["of_first"] = torch.tensor(distributed.of_first(5.0 + rank))
         save_file(result, folder / f"{rank}.safetensors")
 
