@@ -33,7 +33,7 @@ from .console import (
 )
 from .evaluate import log_partition
 from .files import write_atomically
-from .folders import opened
+from .folders import in_bytes, opened
 from .model import GaussianModel, LatentModel, Scores
 from .progress import Display
 from .refine import refine
@@ -327,7 +327,7 @@ def kept_pixels(form: Form, keep: str, mask: Path | None) -> Tensor:
         with opened(mask) as picture:
             if picture.size != (width, height):
                 raise UsageError(f"--mask: expected {width}x{height} pixels, got {picture.width}x{picture.height}")
-            light = torch.from_numpy(np.asarray(picture.convert("L")) >= 128)
+            light = torch.from_numpy(np.asarray(in_bytes(picture)) >= 128)
     except Exception as error:  # a decoder may raise anything
         if isinstance(error, UsageError):
             raise

@@ -99,6 +99,11 @@ class ModelConfig(Section):
             raise ValueError(
                 f"encoder_maps: expected as many as maps, {len(self.maps)}, or none, got {len(self.encoder_maps)}"
             )
+        if self.encoder_maps and not self.fully_connected and self.encoder_maps[-1] != self.maps[-1]:
+            raise ValueError(
+                f"encoder_maps: without fully_connected its last gives the latents, as that of maps; expected "
+                f"{self.maps[-1]}, got {self.encoder_maps[-1]}"
+            )
         return self
 
 
@@ -319,6 +324,10 @@ class Config(Section):
                 )
             if stage.epochs and stage.centered and self.model.prior != "rbm":
                 raise ValueError(f"{name}.centered: is for model.prior=rbm, got {self.model.prior}")
+        for name in ("autoencoder", "warm_start", "joint"):
+            stage = getattr(self, name)
+            if stage.epochs and stage.batch_size == 1 and self.model.network == "resnet" and self.model.norm == "batch":
+                raise ValueError(f"{name}.batch_size: expected 2 or more with model.norm=batch, got 1")
         tempered = [s.temperatures > 1 for s in (self.rbm, self.warm_start, self.joint) if s.epochs]
         if self.sampler == "given" and any(tempered):
             raise ValueError("temperatures: a given sampler is not tempered; expected 1 in every stage")

@@ -184,8 +184,18 @@ _BLANK = "0" * 64
 
 def sealed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """A safetensors file whose header holds the checksum of the file."""
-    content = save(dict(tensors), metadata={"format": str(FORMAT), **metadata, "checksum": _BLANK})
+    content = _in_order(save(dict(tensors), metadata={"format": str(FORMAT), **metadata, "checksum": _BLANK}))
     return content.replace(_entry(_BLANK), _entry(hashlib.sha256(content).hexdigest()), 1)
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with the metadata in its header sorted: the order is otherwise another each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def read_sealed(path: Path, oldest: int = 0) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,22 +1,24 @@
 """Data sets made of picture files: a folder, a tar or a zip archive of PNG and JPEG, and ``natural64``.
 
-Archives are read as streams and nothing is extracted. Each picture is turned as its camera says, made RGB, grey or
-black and white, scaled and cropped about its center, one at a time; the result is a byte for each channel of a pixel,
-twice while it is put together. Names that do not end as pictures do are passed over; what claims to be a picture and
-cannot be read, is truncated, or has more pixels than ``MOST_PIXELS`` is skipped and named in a warning, or refused, by
-``data.damaged``.
+Archives are read as streams and nothing is extracted. Each picture is turned as its camera says, laid on white where
+it is transparent, made RGB, grey or black and white, scaled and cropped about its center, one at a time; the result
+is a byte for each channel of a pixel, twice while it is put together. Names that do not end as pictures do are passed
+over; what claims to be a picture and cannot be read, is truncated, or has more pixels than ``MOST_PIXELS`` is skipped
+and named in a warning, or refused, by ``data.damaged``.
 """
 
 import contextlib
 import hashlib
 import io
 import os
+import posixpath
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -63,6 +65,8 @@ def read_pictures(path: Path, form: Form, refuse: bool = False) -> Pictures:
     skipped = []
     for name, content in _files(path):
         try:
+            if name in found:
+                raise ValueError("another file has this name")
             found[name] = _fitted(content, form)
         except Exception as error:  # a decoder may raise anything
             if refuse:
@@ -86,28 +90,26 @@ def _none_found(path: Path, skipped: list[tuple[str, str]]) -> DataError:
     return DataError(f"{path}: expected pictures that end in {', '.join(ENDINGS)}, found none; {reason}")
 
 
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file that ends as a picture does."""
+def _files(path: Path) -> Iterator[tuple[str, bytes | Exception]]:
+    """Name and content of each file that ends as a picture does; of one that cannot be read, why."""
     if path.is_dir():
         for entry in sorted(path.rglob("*")):
             if entry.suffix.lower() in ENDINGS and entry.is_file():
-                with entry.open("rb") as stream:
-                    yield entry.relative_to(path).as_posix(), stream.read(MOST_BYTES)
+                yield entry.relative_to(path).as_posix(), _content(partial(open, entry, "rb"))
         return
     try:
-        if path.suffix == ".zip":
+        if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
                     if info.filename.lower().endswith(ENDINGS):
-                        with archive.open(info) as content:
-                            yield info.filename, content.read(MOST_BYTES)  # no more, whatever the entry claims
+                        yield _name(info.filename), _content(partial(archive.open, info))
         else:
             with tarfile.open(path, "r|*", tarinfo=_Member) as archive:
                 for member in archive:
                     is_picture = member.isreg() and member.name.lower().endswith(ENDINGS)  # links are passed over
                     file = archive.extractfile(member) if is_picture else None
                     if file is not None:
-                        yield member.name, file.read(MOST_BYTES)
+                        yield _name(member.name), file.read(MOST_BYTES)
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: expected a folder, a .tar or a .zip of pictures, found nothing there; correct the path"
@@ -116,6 +118,29 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(
             f"{path}: expected a folder, a .tar or a .zip of pictures, found {_instead(path, error)}"
         ) from error
+
+
+def _content(opening: Callable[[], IO[Any]]) -> bytes | Exception:
+    """What is in a file, no more than ``MOST_BYTES`` whatever it claims, or why that cannot be read."""
+    try:
+        with opening() as stream:
+            content: bytes = stream.read(MOST_BYTES)
+            return content
+    except Exception as error:  # zipfile and what unpacks for it raise many kinds
+        return error
+
+
+def _name(name: str) -> str:
+    """A name in an archive as that of the same file in a folder: tar may write ./ before it."""
+    return posixpath.normpath(name)
+
+
+def _is_zip(path: Path) -> bool:
+    """By its name or its first bytes."""
+    if path.suffix.lower() == ".zip":
+        return True
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
 
 
 def _instead(path: Path, error: Exception) -> str:
@@ -179,10 +204,26 @@ def opened(file: Path | io.BytesIO) -> Iterator[Image.Image]:
             yield picture
 
 
-def _fitted(content: bytes, form: Form) -> np.ndarray:
-    """A picture as (D,) levels, channel by channel."""
+def in_bytes(picture: Image.Image, channels: int = 1) -> Image.Image:
+    """A picture in RGB, or in grey for one channel, with a byte for each; on white where it is transparent."""
+    if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut off at 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        above = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
+    return picture.convert("RGB" if channels == 3 else "L")
+
+
+def _fitted(content: bytes | Exception, form: Form) -> np.ndarray:
+    """A picture as (D,) levels, channel by channel.
+
+    Raises:
+        Exception: Of many kinds, if it is none, or why it could not be read.
+    """
+    if isinstance(content, Exception):
+        raise content
     with opened(io.BytesIO(content)) as picture:
-        upright = ImageOps.exif_transpose(picture).convert("RGB" if form.channels == 3 else "L")
+        upright = in_bytes(ImageOps.exif_transpose(picture), form.channels)
     fitted = np.asarray(ImageOps.fit(upright, (form.width, form.height), Image.Resampling.LANCZOS))
     levels = fitted if form.levels == 256 else (fitted >= 128).astype(np.uint8)
     return np.atleast_3d(levels).transpose(2, 0, 1).reshape(-1)
@@ -220,10 +261,11 @@ def describe(path: Path, most: int = 200) -> Description:
     Raises:
         DataError: As :func:`read_pictures`.
     """
-    form, files, coloured, two_levels, opened = square_form(64), 0, 0, 0, 0
+    form, coloured, two_levels, opened = square_form(64), 0, 0, 0
+    names: set[str] = set()
     skipped = []
     for name, content in _files(path):
-        files += 1
+        names.add(name)
         if opened == most:
             continue
         try:
@@ -238,7 +280,7 @@ def describe(path: Path, most: int = 200) -> Description:
     if not opened:
         raise _none_found(path, skipped)
     kind = "colour" if coloured > opened / 20 else "black-and-white" if two_levels > 0.9 * opened else "grey"
-    return Description(kind, files, opened)
+    return Description(kind, len(names), opened)
 
 
 def images(path: Path, form: Form, refuse: bool = False) -> Splits:
@@ -255,7 +297,8 @@ def images(path: Path, form: Form, refuse: bool = False) -> Splits:
     if not all(len(part) for part in parts):
         found = f"{len(pictures.names)}{f', and {_unread(pictures.skipped)}' if pictures.skipped else ''}"
         raise DataError(
-            f"{path}: expected enough pictures for training, validation and test, found {found}; 30 or more will do"
+            f"{path}: expected enough pictures for training, validation and test, found {found}; their names decide, "
+            "and 50 or more are nearly always enough"
         )
     warn_of(pictures, path)
     return make_splits("images", parts, form)

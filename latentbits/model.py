@@ -21,7 +21,7 @@ from torch import Tensor
 from .config import ModelConfig
 from .distributions import Bits, DiagonalNormal, Likelihood, LogisticMixture
 from .fused import generator_device, uniform
-from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder
+from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder, check_last_map
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .splits import Form
 from .tempering import sample_prior
@@ -173,7 +173,12 @@ class LatentModel(nn.Module):
         return max(1, ELEMENTS_PER_CHUNK // int(getattr(self.decoder, "elements", 1000)))
 
     def posterior(self, x: Tensor) -> Bits:
-        """q(z | x) for data x (B, D), a distribution over bits (B, M)."""
+        """q(z | x) for data x (B, D), a distribution over bits (B, M).
+
+        Raises:
+            ValueError: If x has another shape.
+        """
+        check_shape("x", x, "*", self.inputs)
         return self.posterior_of(self.encoder(x))
 
     def posterior_of(self, parameters: Tensor) -> Bits:
@@ -286,10 +291,15 @@ class LatentModel(nn.Module):
             progress: Told after each chunk what share of all, between 0 and 1, is done.
             parameters: Of the posteriors to draw from, as of :func:`latentbits.refine`, with shape (B, outputs of the
                 encoder); the encoder's own if None.
+
+        Raises:
+            ValueError: If x has another shape, no rows, or values that p(x | z) is not of.
         """
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         self.check_data("x", x)
+        if not len(x):
+            raise ValueError("x: expected one row or more, got none")
         x = x.to(self.prior.visible_bias)
         rows = max(1, ELEMENTS_PER_CHUNK // (min(samples, 64) * self._elements(x)))
         parts = []
@@ -410,7 +420,7 @@ class LatentModel(nn.Module):
             Images with shape (B, D).
 
         Raises:
-            ValueError: If shapes or counts do not fit.
+            ValueError: If shapes or counts do not fit, or known pixels have values that p(x | z) is not of.
         """
         check_shape("x", x, "B", self.inputs)
         if known.dtype != torch.bool or known.shape not in (x.shape, x.shape[1:]) or samples < 2 or steps < 1:
@@ -420,6 +430,7 @@ class LatentModel(nn.Module):
             )
         x = x.to(self.prior.visible_bias)
         known = known.to(x.device)
+        self.check_data("x where known", torch.where(known, x, 0.0))
         z = self.posterior(x).sample((1,), generator)
         for step in range(steps):
             every = torch.cat([z, self.posterior(x).sample((samples - 1,), generator)])
@@ -445,7 +456,12 @@ class GaussianModel(LatentModel):
     """
 
     def posterior(self, x: Tensor) -> DiagonalNormal:  # type: ignore[override]
-        """q(z | x) for data x (B, D), a distribution over latents (B, M)."""
+        """q(z | x) for data x (B, D), a distribution over latents (B, M).
+
+        Raises:
+            ValueError: If x has another shape.
+        """
+        check_shape("x", x, "*", self.inputs)
         return self.posterior_of(self.encoder(x))
 
     def posterior_of(self, parameters: Tensor) -> DiagonalNormal:  # type: ignore[override]
@@ -545,6 +561,7 @@ def networks(config: ModelConfig, form: Form, outputs: int) -> tuple[nn.Module, 
             MLP([form.dimensions, *config.layers, outputs], config.activation),
             MLP([config.latent, *reversed(config.layers), form.dimensions], config.activation),
         )
+    check_last_map(form.image, config.maps, config.latent, config.fully_connected)
     parameters = 0 if form.levels == 2 else config.components * LogisticMixture.parameters_each(form.channels)
     common = (config.fully_connected, config.norm, config.activation, config.precision)
     *maps, last = config.encoder_maps or config.maps

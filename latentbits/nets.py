@@ -155,7 +155,7 @@ class ResidualBlock(nn.Module):
         raw: bool = False,
     ) -> None:
         super().__init__()
-        self.enlarge = enlarge
+        self.stride, self.enlarge = stride, enlarge
         act = ACTIVATIONS[activation]
 
         def batch(maps: int) -> nn.Module:
@@ -170,11 +170,13 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or maps_in != maps_out:
-            self.shortcut = normalized(nn.Conv2d(maps_in, maps_out, 1, stride), norm)
+            self.shortcut = normalized(nn.Conv2d(maps_in, maps_out, 1), norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes as above."""
-        activated, shortcut = self.before(x), self.shortcut(x)
+        # Pixels are left out before the shortcut's convolution, not by a stride of it: the gradient of a strided 1x1
+        # convolution of fewer than 16 maps writes past its memory in PyTorch's oneDNN (uxlfoundation/oneDNN #6035).
+        activated, shortcut = self.before(x), self.shortcut(x[:, :, :: self.stride, :: self.stride])
         if self.enlarge is not None:  # what acts on each pixel alone costs a quarter before it
             activated, shortcut = (F.interpolate(maps, self.enlarge, mode="nearest") for maps in (activated, shortcut))
         y: Tensor = self.residual(activated) + shortcut
@@ -221,9 +223,7 @@ class ResNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = image
-        final = halvings((height, width), len(maps))[-1]
-        features = maps[-1] * final[0] * final[1]
-        check_features(features, outputs, fully_connected, f"{maps[-1]}x{final[0]}x{final[1]}")
+        features = check_last_map(image, maps, outputs, fully_connected)
         self.image, self.precision, self.levels = image, precision, levels
         self.inputs = channels * height * width
         blocks: list[nn.Module] = []
@@ -295,8 +295,7 @@ class ResNetDecoder(nn.Module):
         self.precision = precision
         sizes = halvings((height, width), len(maps))
         final = sizes[-1]
-        features = maps[-1] * final[0] * final[1]
-        check_features(features, inputs, fully_connected, f"{maps[-1]}x{final[0]}x{final[1]}")
+        features = check_last_map(image, maps, inputs, fully_connected)
         self.first: nn.Module = normalized(nn.Linear(inputs, features), norm) if fully_connected else nn.Identity()
         self.shape = (maps[-1], *final)
         down = list(reversed(maps))
@@ -405,17 +404,20 @@ def _quarters(size: tuple[int, int], count: int) -> tuple[int, int]:
     return size[0] // 2**count, size[1] // 2**count
 
 
-def check_features(features: int, latents: int, fully_connected: bool, last_map: str) -> None:
-    """Check that latents fit the last feature map.
+def check_last_map(image: tuple[int, int, int], maps: Sequence[int], latents: int, fully_connected: bool) -> int:
+    """The elements of the last feature map, which latents have to fit if no fully connected layer makes them.
 
     Raises:
-        ValueError: If they do not, and no fully connected layer makes them.
+        ValueError: If they do not.
     """
+    height, width = halvings(image[1:], len(maps))[-1]
+    features, last_map = maps[-1] * height * width, f"{maps[-1]}x{height}x{width}"
     if not fully_connected and features != latents:
         raise ValueError(
             f"model.latent: expected {features}, the elements of the last feature map ({last_map}), got {latents}; "
             "change it or the maps, or set model.fully_connected"
         )
+    return features
 
 
 @torch.no_grad()

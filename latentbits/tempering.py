@@ -214,9 +214,14 @@ def sample_prior(
         gibbs_steps: Length of the chains.
         generator: Source of the randomness; the default generator if None.
         temperatures: 1 for chains that start at random bits; above that, parallel tempering from the base.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
     if temperatures < 1:
         raise ValueError(f"sample_prior: temperatures must be at least 1, got {temperatures}")
+    if n < 0:
+        raise ValueError(f"sample_prior: n must be 0 or more, got {n}")
     if gibbs_steps < 0:
         raise ValueError(f"sample_prior: gibbs_steps must be 0 or more, got {gibbs_steps}")
     if not isinstance(prior, RBM):

@@ -44,7 +44,8 @@ from .session import (
 from .splits import Splits
 from .tempering import Sampler
 
-INITIALIZATION_IMAGES = 500
+INITIALIZATION_IMAGES, INITIALIZATION_ELEMENTS = 500, 2**29
+"""Images by which networks begin, at most, also by the size of their largest tensors together."""
 
 
 def train(
@@ -214,7 +215,8 @@ def new_state(config: Config, splits: Splits, given: LatentModel | None = None) 
 def begin_networks(model: LatentModel, splits: Splits) -> None:
     """Set what the training data determine before the first step."""
     if not isinstance(model.encoder, MLP):
-        x = splits.train[:INITIALIZATION_IMAGES].float()
+        count = INITIALIZATION_ELEMENTS // int(getattr(model.decoder, "elements", 1))
+        x = splits.train[: max(2, min(INITIALIZATION_IMAGES, count))].float()
         generator = torch.Generator(x.device).manual_seed(0)
         initialize_by_data(model.encoder, x)
         with torch.no_grad():

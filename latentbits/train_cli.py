@@ -199,9 +199,10 @@ def chosen(found: folders.Description, config: Config) -> str:
     """What was found and what is taken for it, in a line."""
     made = f", made {config.data.kind}" if config.data.kind != found.kind else ""
     epochs = " + ".join(str(stage.epochs) for stage in (config.autoencoder, config.rbm, config.joint))
+    latents = f"{config.model.latent} {'normal latents' if config.model.prior == 'normal' else 'bits'}"
     return (
         f"{found.files:,} pictures, {found.kind} by the first {found.looked_at:,}{made}. Chosen: {config.data.size}x"
-        f"{config.data.size} pixels (--size), {config.model.network} networks, {config.model.latent} bits, {epochs} "
+        f"{config.data.size} pixels (--size), {config.model.network} networks, {latents}, {epochs} "
         "epochs of stages 1 to 3. Every choice is an option (--help)"
     )
 
@@ -209,11 +210,15 @@ def chosen(found: folders.Description, config: Config) -> str:
 def in_long_form(args: Sequence[str]) -> list[str]:
     """Options with ``--data images:PLACE`` and ``--size N`` as ``--data-dir PLACE`` and ``--data.size N``."""
     long = {"--data": "--data-dir", "--size": "--data.size"}
+
+    def place(word: str) -> str:
+        return os.path.expanduser(word.removeprefix("images:"))
+
     words = []
     for word in args:
         name, sign, value = word.partition("=")
-        words.append(f"{long.get(name, name)}{sign}{value.removeprefix('images:')}".removeprefix("images:"))
-    return [os.path.expanduser(word) if word.startswith("~") else word for word in words]
+        words.append(f"{long.get(name, name)}={place(value)}" if sign else place(long.get(word, word)))
+    return words
 
 
 def look_at_pictures(args: Sequence[str]) -> tuple[folders.Description, Config]:

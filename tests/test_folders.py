@@ -86,6 +86,77 @@ def test_pictures_are_turned_cropped_and_made_rgb(tmp_path):
     assert (images[2] == 77).all()
 
 
+def test_sixteen_bits_of_grey_keep_their_scale(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    path = write({"grey.png": encoded(ramp)}, tmp_path / "folder")
+    images = folders.read_pictures(path, Form(1, 8, 8, 256)).images
+    assert np.abs(images[0] - ramp.ravel() / 257.0).max() <= 1
+    colour = folders.read_pictures(path, SQUARE).images.reshape(3, 64)
+    assert (colour == images).all()
+
+
+def test_what_is_transparent_is_laid_on_white(tmp_path):
+    black = np.zeros((8, 8, 4), np.uint8)  # with noise where nothing is to be seen
+    black[:, :4, :3], black[:, 4:, 3] = random_pixels(0)[:, :4], 255
+    half = np.full((8, 8, 2), (0, 128), np.uint8)
+    palette = io.BytesIO()
+    Image.fromarray(random_pixels(1)).quantize(2).save(palette, "PNG", transparency=bytes((0, 0)))
+    files = {"a.png": encoded(black), "b.png": encoded(half), "c.png": palette.getvalue()}
+    images = folders.read_pictures(write(files, tmp_path / "folder"), SQUARE).images.reshape(3, 3, 8, 8)
+    assert (images[0, :, :, :4] == 255).all()
+    assert (images[0, :, :, 4:] == 0).all()
+    assert np.abs(images[1].astype(int) - 127).max() <= 1
+    assert (images[2] == 255).all()
+
+
+def test_a_zip_is_known_by_its_name_in_any_case_or_by_its_beginning(tmp_path, files):
+    content = write(files, tmp_path / "all.zip").read_bytes()
+    for name in ("ALL.ZIP", "all", "all.cbz"):
+        (tmp_path / name).write_bytes(content)
+        assert folders.read_pictures(tmp_path / name, SQUARE).names == sorted(files)
+
+
+def test_a_damaged_entry_of_a_zip_is_skipped_as_a_damaged_file_of_a_folder_is(tmp_path, files):
+    path = write(files, tmp_path / "all.zip")
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("007.png").header_offset
+    content[start + 60] ^= 1
+    path.write_bytes(bytes(content))
+    pictures = folders.read_pictures(path, SQUARE)
+    assert pictures.names == sorted(files.keys() - {"007.png"})
+    assert [(name, "CRC" in reason) for name, reason in pictures.skipped] == [("007.png", True)]
+    with pytest.raises(DataError, match=r"007.png is no whole picture \(Bad CRC-32"):
+        folders.read_pictures(path, SQUARE, refuse=True)
+    assert folders.describe(path).files == 60
+
+
+def test_an_archive_of_a_folder_is_split_as_the_folder_is(tmp_path, files):
+    of_folder = folders.images(write(files, tmp_path / "folder"), SQUARE)
+    of_tar = folders.images(
+        write({f"./{name}": content for name, content in files.items()}, tmp_path / "a.tar"), SQUARE
+    )
+    assert of_tar.checksum == of_folder.checksum
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_second_file_of_one_name_is_named(tmp_path, files, kind):
+    path, stream = write(files, tmp_path / f"all.{kind}"), io.BytesIO(files["001.png"])
+    if kind == "zip":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("000.png", stream.read())
+    else:
+        with tarfile.open(path, "a") as archive:
+            member = tarfile.TarInfo("000.png")
+            member.size = len(files["001.png"])
+            archive.addfile(member, stream)
+    pictures = folders.read_pictures(path, SQUARE)
+    assert (pictures.names, pictures.skipped) == (sorted(files), [("000.png", "another file has this name")])
+    np.testing.assert_array_equal(pictures.images[0].reshape(3, 8, 8), random_pixels(0).transpose(2, 0, 1))
+    assert folders.describe(path).files == 60
+
+
 def test_what_is_no_whole_picture_is_skipped_and_named_or_refused(tmp_path, files, monkeypatch):
     whole = encoded(random_pixels(0, 40, 40))
     bad = {
@@ -293,6 +364,11 @@ def test_pictures_can_be_made_another_kind_and_home_is_found(tmp_path, monkeypat
     assert config == my_images("black-and-white", 32, 30)
     assert config.model.network == "mlp"
     assert options.data_dir == tmp_path / "pictures"
+    assert parse_train(["my-images", "--data=images:~/pictures", "--data.kind=black-and-white"]) == (config, options)
+    continuous = ["--model.prior=normal", "--autoencoder.epochs=0", "--rbm.cd-epochs=0", "--rbm.pcd-epochs=0"]
+    parse_train(["my-images", "--data=images:~/pictures", *continuous, "--joint.objective=iwae"])
+    assert "resnet networks, 2048 normal latents," in "".join(capsys.readouterr())
+    parse_train(["my-images", "--data", "images:~/pictures", "--data.kind", "black-and-white"])
     said = "".join(capsys.readouterr())
     assert "30 pictures, grey by the first 30, made black-and-white. Chosen: 32x32 pixels (--size), mlp" in said
     assert "warning: 30 pictures are few" in said

@@ -201,6 +201,26 @@ def test_inpainting_refuses_what_does_not_fit(model, x):
             model.inpaint(x, known, steps, samples)
     with pytest.raises(ValueError, match="samples of 2 or more"):
         model.inpaint(x, torch.ones(4).bool(), 1, 1)
+    known = torch.tensor([True, False, True, True])
+    with pytest.raises(ValueError, match="x where known: expected bits, 0 or 1, got values from 0 to 2"):
+        model.inpaint(2 * x, known, 1, 2)
+    strange = torch.tensor([[1.0, 7.5, 0.0, 1.0]])
+    assert model.inpaint(strange, known, 1, 2, seeded(0))[0, known].tolist() == [1.0, 0.0, 1.0]
+
+
+def test_what_there_is_nothing_of_is_refused(model, x):
+    with pytest.raises(ValueError, match="x: expected one row or more, got none"):
+        model.log_prob(x[:0], 5, 0.0)
+    with pytest.raises(ValueError, match="n must be 0 or more, got -1"):
+        model.sample(-1)
+    assert model.sample(0, 1).shape == (0, 4)
+
+
+@pytest.mark.parametrize("prior", ["rbm", "normal"])
+def test_a_posterior_of_data_of_another_shape_is_refused(prior):
+    model = build(ModelConfig(layers=(6,), latent=5, hidden=4, prior=prior), Form(1, 8, 8))
+    with pytest.raises(ValueError, match=r"x: expected shape \(\*, 64\), got \(2, 1, 8, 8\)"):
+        model.posterior(torch.zeros(2, 1, 8, 8))
 
 
 def test_scores_have_the_spread_that_they_state(model, x):

@@ -1,5 +1,8 @@
 """Residual networks: shapes and sizes of the paper's Appendix C, and the forward pass against plain functions."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,6 +87,43 @@ def test_an_encoder_may_be_wider_and_deeper_than_its_decoder(prior):
 def test_an_encoder_of_other_depth_than_the_decoders_is_refused():
     with pytest.raises(ValueError, match="encoder_maps: expected as many as maps, 2, or none, got 3"):
         ModelConfig(network="resnet", maps=(4, 8), encoder_maps=(4, 8, 8))
+
+
+def test_without_a_layer_behind_them_both_last_maps_are_the_latents():
+    with pytest.raises(ValueError, match=r"encoder_maps: without fully_connected .* expected 8, got 16"):
+        ModelConfig(network="resnet", maps=(4, 8), encoder_maps=(4, 16), fully_connected=False)
+    ModelConfig(network="resnet", maps=(4, 8), encoder_maps=(4, 16))
+
+
+@pytest.mark.parametrize("prior", ["rbm", "normal"])
+def test_the_number_of_latents_that_is_asked_for_is_the_one_that_fits(prior):
+    config = ModelConfig(network="resnet", maps=(4, 8), fully_connected=False, latent=7, hidden=5, prior=prior)
+    with pytest.raises(ValueError, match=r"model.latent: expected 32, .* \(8x2x2\), got 7"):
+        build(config, Form(1, 8, 8))
+    build(config.model_copy(update={"latent": 32}), Form(1, 8, 8))
+
+
+STRIDED = """
+import torch
+from latentbits.nets import ResidualBlock
+torch.set_num_threads(1)
+block = ResidualBlock({maps}, 16, stride=2)
+for _ in range(3):
+    x = torch.randn(8, {maps}, {size}, {size}).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled={half}):
+        block(x).float().sum().backward()
+kept = [torch.randn(1000) for _ in range(1000)]
+del block, x, kept
+"""
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize(("maps", "size"), [(3, 64), (3, 128), (8, 128)])
+def test_gradients_of_large_images_stay_in_their_memory(maps, size, half):
+    """In a process of its own, which a write past the end kills: see ResidualBlock.forward."""
+    script = STRIDED.format(maps=maps, size=size, half=half)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_latents_that_do_not_fit_the_last_map_are_refused():

@@ -13,8 +13,17 @@ from safetensors.torch import save_file
 
 import latentbits as lb
 from latentbits.config import Config
-from latentbits.files import FileError, flatten, load_state, save_state, unflatten, write_atomically
+from latentbits.files import FileError, flatten, load_state, save_state, sealed, unflatten, write_atomically
 from latentbits.runs import Run, RunError, load, pretrained_path
+
+
+def test_the_same_state_is_the_same_file():
+    """Whatever order safetensors gives the metadata."""
+    tensors = {"é": torch.arange(5.0), "b": torch.zeros(0, 2), "a": torch.ones(2, 3, dtype=torch.bfloat16)}
+    metadata = {f'{n} ü"\\': "x" * n for n in range(8)}
+    files = {sealed(tensors, dict(sorted(metadata.items(), reverse=reverse))) for reverse in (False, True) * 4}
+    assert len(files) == 1
+
 
 numbers = st.integers(-5, 5) | st.floats(allow_nan=False) | st.booleans() | st.none() | st.text(max_size=4)
 nested = st.recursive(

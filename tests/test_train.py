@@ -605,6 +605,28 @@ def test_residual_networks_begin_standardized_and_at_the_datas_means():
     torch.testing.assert_close(model.decoder.offset.detach(), splits.mean_logits())
 
 
+def test_networks_of_large_images_begin_by_fewer_of_them(monkeypatch):
+    """So that it takes no more memory than that of small ones."""
+    training = import_module("latentbits.train")  # lb.train is the function
+    seen, initialize = [], training.initialize_by_data
+    monkeypatch.setattr(training, "initialize_by_data", lambda net, x: seen.append(len(x)) or initialize(net, x))
+    splits = data.load("digits")
+    elements = new_state(tiny(model=RESNET), splits).model.decoder.elements
+    for limit in (elements * 10, 0):
+        monkeypatch.setattr(training, "INITIALIZATION_ELEMENTS", limit)
+        new_state(tiny(model=RESNET), splits)
+    assert seen == [500, 500, 10, 10, 2, 2]
+
+
+def test_batch_normalization_wants_batches_of_two_or_more():
+    normalized = Config().vary(model={"network": "resnet", "norm": "batch"})
+    for stage in ("autoencoder", "warm_start", "joint"):
+        with pytest.raises(ValueError, match=rf"{stage}.batch_size: expected 2 or more with model.norm=batch, got 1"):
+            normalized.vary(**{stage: {"batch_size": 1, "epochs": 1}})
+        normalized.vary(**{stage: {"batch_size": 1, "epochs": 0}})
+        Config().vary(model={"network": "resnet"}, **{stage: {"batch_size": 1}})
+
+
 def test_validation_uses_batch_normalizations_own_statistics(tmp_path):
     """Validating more often leaves the same weights and statistics."""
     runs = [
