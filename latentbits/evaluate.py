@@ -22,7 +22,8 @@ from .config import MOST, ValidationConfig
 from .figures import NLL, Evaluation, LogPartition, RaiseNLL
 from .files import Unfinished, fingerprint
 from .fused import draw_key, fork
-from .model import ImportanceSums, LatentModel
+from .importance import ImportanceSums
+from .model import LatentModel
 from .nets import evaluating
 from .rbm import RBM, Prior, check_bits
 from .refine import refine
@@ -342,7 +343,7 @@ def _bound(
         return _Bound(0, log_f, torch.zeros_like(log_f), torch.zeros_like(log_f), x.expand(keep, -1, -1))
     key = draw_key(generator)
     given = () if parameters is None else (parameters,)
-    path = _unfinished("bound", checkpoints, key, samples, keep, x, *given, *model.state_dict().values())
+    path = _unfinished("sums", checkpoints, key, samples, keep, x, *given, *model.state_dict().values())
     parts = _Parts(len(x), keep, model.prior, path)
     for number, rows in _parts_to_do(x, samples, parts.done):
 
@@ -354,7 +355,7 @@ def _bound(
         own = None if parameters is None else parameters[rows]
         parts.put(rows, model.importance_sums(x[rows], samples, keep, fork(key, number, x.device), tell, own))
     # a process's rows are zeros in the others
-    merged = (distributed.total(values) for values in (parts.log_sum, parts.log_sum_squares, parts.z))
+    merged = (distributed.total(each) for each in (parts.log_sum, parts.log_sum_squares, parts.variance, parts.z))
     sums = ImportanceSums(samples, *merged)
     parts.unfinished.write(parts.state, finished=True)
     return _Bound(samples, sums.log_mean, sums.variance, sums.effective_sample_size, sums.z)
@@ -421,21 +422,24 @@ class _Parts:
     def __init__(self, count: int, keep: int, prior: Prior, path: Path | None) -> None:
         like = prior.visible_bias.detach()
         self.log_sum = torch.zeros(count, dtype=torch.float64, device=like.device)
-        self.log_sum_squares, self.z = self.log_sum.clone(), like.new_zeros(keep, count, prior.visible)
+        self.log_sum_squares, self.variance = self.log_sum.clone(), self.log_sum.clone()
+        self.z = like.new_zeros(keep, count, prior.visible)
         self.done, self.unfinished = torch.zeros(count, dtype=torch.bool), Unfinished(path)
         if saved := self.unfinished.read():
-            self.log_sum, self.log_sum_squares = saved["log_sum"].to(like.device), saved["squares"].to(like.device)
+            sums = (saved[name].to(like.device) for name in ("log_sum", "squares", "variance"))
+            self.log_sum, self.log_sum_squares, self.variance = sums
             self.z, self.done = saved["z"].to(self.z), saved["done"]
 
     def put(self, rows: slice, sums: ImportanceSums) -> None:
         """Add the sums of some rows."""
-        _, self.log_sum[rows], self.log_sum_squares[rows], self.z[:, rows] = sums
+        _, self.log_sum[rows], self.log_sum_squares[rows], self.variance[rows], self.z[:, rows] = sums
         self.done[rows] = True
         self.unfinished.write(self.state)
 
     def state(self) -> dict[str, Tensor]:
         """What is written down."""
-        return {"log_sum": self.log_sum, "squares": self.log_sum_squares, "z": self.z.bool(), "done": self.done}
+        sums = {"log_sum": self.log_sum, "squares": self.log_sum_squares, "variance": self.variance}
+        return {**sums, "z": self.z.bool(), "done": self.done}
 
 
 def _raise(

@@ -199,10 +199,10 @@ class FusedBlock:
 
     def anneal_hidden(self, beta_to: float, beta_from: float, log_w: Tensor) -> None:
         """log_w (n,) += log f_to(z) - log f_from(z) and h ~ p_to(h | z), from the last :meth:`project`."""
-        to, difference = np.float32(beta_to), np.float32(beta_to - beta_from)
+        to, since, difference = np.float32(beta_to), np.float32(beta_from), np.float32(beta_to - beta_from)
         sums = log_w.numpy()
         sums += (beta_to - beta_from) * self._score
-        kernels.anneal_rows(self._a, self._c, to, difference, *self._place(), self._h, sums)
+        kernels.anneal_rows(self._a, self._c, to, since, difference, *self._place(), self._h, sums)
 
 
 class PlainBlock:

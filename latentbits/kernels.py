@@ -288,26 +288,29 @@ def softplus_sum(a, out):
 
 
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
-def _softplus_difference_row(a, bias, to, difference, terms):
+def _softplus_difference_row(a, bias, to, since, terms):
     _wide_vectors()
     for j in range(a.size):
         x = a[j] + bias[j]
-        terms[j] = _softplus(to * x) - _softplus((to - difference) * x)
+        terms[j] = _softplus(to * x) - _softplus(since * x)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def anneal_rows(a, bias, to, difference, key, step, block, out, log_w):
+def anneal_rows(a, bias, to, since, difference, key, step, block, out, log_w):
     r"""Reweigh chains to inverse temperature ``to`` and draw their hidden bits there, in one pass.
 
-    ``log_w[i] += sum_j softplus(to * x[i, j]) - softplus((to - difference) * x[i, j])`` and
-    ``out[i, j]`` ~ Bernoulli(sigmoid(to * x[i, j])) with x = a + bias. The difference is taken for each element
-    before the sum, so the rounding error is relative to the small increment and not to the two large sums.
+    ``log_w[i] += sum_j softplus(to * x[i, j]) - softplus(since * x[i, j])`` and ``out[i, j]`` ~
+    Bernoulli(sigmoid(to * x[i, j])) with x = a + bias. The difference is taken for each element before the sum, so the
+    rounding error is relative to the small increment and not to the two large sums. Small increments go by
+    ``difference``, in which nothing has cancelled; large ones by ``since``, the step before's ``to``, for steps whose
+    ends are rounded alike add up to the whole way.
 
     Arguments:
         a: Hidden logits without bias, with shape (N, D) or (N, 2 D), as in :func:`draw_rows`.
         bias: With shape (D,).
         to: A float32.
-        difference: Of the inverse temperatures, a float32 of either sign.
+        since: The inverse temperature that the chains are weighed for, a float32.
+        difference: The first minus the second, rounded by itself, a float32 of either sign.
         key: Two uint32.
         step: Position in the stream, a uint32.
         block: Position in the stream, a uint32.
@@ -327,7 +330,7 @@ def anneal_rows(a, bias, to, difference, key, step, block, out, log_w):
         if flags & 1:
             _settle_ties(logits, scaled, to, bits, row, i, step, block, key[0], key[1])
         if flags & 2:
-            _softplus_difference_row(logits, bias, to, difference, terms)
+            _softplus_difference_row(logits, bias, to, since, terms)
         log_w[i] += _sum(terms)
         if out.shape[1] > d:
             _copy(row, out[i, d:])

@@ -8,7 +8,6 @@ Importance weights use the unnormalised :math:`p^*(x, z) = e^{-F(z)} p(x | z)` (
 wherever weights are normalised and is estimated once wherever they are not.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -21,6 +20,7 @@ from torch import Tensor
 from .config import ModelConfig
 from .distributions import Bits, DiagonalNormal, Likelihood, LogisticMixture
 from .fused import generator_device, uniform
+from .importance import ImportanceSums, LargestWeights
 from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder, check_last_map
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .splits import Form
@@ -40,46 +40,12 @@ Products = Callable[[], AbstractContextManager[None]]
 """A context for matrix products, such as :func:`latentbits.gibbs.bfloat16_products`."""
 
 
-class ImportanceSums(NamedTuple):
-    """What is kept of K importance weights w_i for each datum.
-
-    Attributes:
-        samples: K.
-        log_sum: log sum_i w_i, float64, with shape (B,).
-        log_sum_squares: log sum_i w_i^2, float64, with shape (B,).
-        z: Samples drawn from the normalised weights, with shape (m, B, M).
-    """
-
-    samples: int
-    log_sum: Tensor
-    log_sum_squares: Tensor
-    z: Tensor
-
-    @property
-    def log_mean(self) -> Tensor:
-        """L_K + log Z, in nats, with shape (B,)."""
-        return self.log_sum - math.log(self.samples)
-
-    @property
-    def effective_sample_size(self) -> Tensor:
-        """Between 1 and K, with shape (B,)."""
-        return (2 * self.log_sum - self.log_sum_squares).exp()
-
-    @property
-    def variance(self) -> Tensor:
-        """Monte-Carlo variance of the log of the mean weight, by the delta method, with shape (B,); K = 1: NaN."""
-        if self.samples == 1:
-            return torch.full_like(self.log_sum, torch.nan)
-        spread = (1 / self.effective_sample_size - 1 / self.samples).clamp(min=0)
-        return spread * self.samples / (self.samples - 1)
-
-
 class Scores(NamedTuple):
     """Log-likelihoods of data.
 
     Attributes:
         log_prob: L_K, in nats, float64, with shape (B,).
-        standard_error: Of each, from the spread of its weights, with shape (B,); too small where few carry it.
+        standard_error: Of each, from the spread of its weights by the jackknife, with shape (B,).
         effective_sample_size: Of the K samples, with shape (B,).
     """
 
@@ -280,7 +246,7 @@ class LatentModel(nn.Module):
         generator: torch.Generator | None = None,
         progress: Callable[[float], None] | None = None,
         parameters: Tensor | None = None,
-    ) -> "ImportanceSums":
+    ) -> ImportanceSums:
         """Draw K posterior samples for each datum in chunks, keeping sums of their weights and a few of them.
 
         Arguments:
@@ -312,10 +278,8 @@ class LatentModel(nn.Module):
 
             q = self.posterior(part) if parameters is None else self.posterior_of(parameters[first : first + rows])
             parts.append(self._importance_sums(part, q, samples, keep, generator, tell))
-        log_sum, log_sum_squares, z = (
-            torch.cat(part, -2 if part[0].dim() == 3 else 0) for part in zip(*parts, strict=True)
-        )
-        return ImportanceSums(samples, log_sum, log_sum_squares, z)
+        merged = (torch.cat(part, -2 if part[0].dim() == 3 else 0) for part in zip(*parts, strict=True))
+        return ImportanceSums(samples, *merged)
 
     def _importance_sums(
         self,
@@ -325,10 +289,10 @@ class LatentModel(nn.Module):
         keep: int,
         generator: torch.Generator | None,
         tell: Callable[[float], None],
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         B, M = x.shape[0], self.prior.visible
         log_sum = x.new_full((B,), -torch.inf, dtype=torch.float64)
-        log_sum_squares = log_sum.clone()
+        log_sum_squares, largest = log_sum.clone(), LargestWeights(log_sum)
         kept = x.new_zeros(keep, B, M)
         chunk = max(1, ELEMENTS_PER_CHUNK // (len(x) * self._elements(x)))
         for first in range(0, samples, chunk):
@@ -337,6 +301,7 @@ class LatentModel(nn.Module):
             log_chunk = log_w.logsumexp(0)
             log_sum = torch.logaddexp(log_sum, log_chunk)
             log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(0))
+            largest.add(log_w)
             if keep:
                 # each slot takes a draw from this chunk with the chunk's share of the weight so far
                 u = torch.rand(
@@ -349,7 +314,7 @@ class LatentModel(nn.Module):
                 taken = u[1] < (log_chunk - log_sum).exp()
                 kept = torch.where(taken[:, :, None], z.gather(0, index), kept)
             tell(min(first + chunk, samples) / samples)
-        return log_sum, log_sum_squares, kept
+        return log_sum, log_sum_squares, largest.variance(samples), kept
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:

@@ -234,6 +234,16 @@ def test_adaptive_schedule_is_unbiased():
 # ----------------------------------------------------------------------------- RAISE
 
 
+@pytest.mark.parametrize("largest", [100.0, 1000.0, 10_000.0])
+@pytest.mark.parametrize("temperatures", [1000, 5000, 10_000])
+def test_steps_of_large_energies_add_up_to_the_whole_way(largest, temperatures):
+    """Without weights nothing is random, and log Z is known; each step is rounded, alike at both its ends."""
+    biases = np.linspace(-largest, 1.1 * largest, 20)
+    estimate = ais(RBM.from_arrays(np.zeros((4, 20)), np.zeros(4), biases), 20, temperatures, seeded(0))
+    exact = 4 * math.log(2) + np.logaddexp(0, biases.astype(np.float32).astype(np.float64)).sum()
+    assert abs(estimate.log_z - exact) < 1e-3 + 2e-7 * exact
+
+
 @pytest.mark.parametrize("betas", [UNEVEN, np.linspace(0, 1, 4), np.array([0.0, 1.0])], ids=["uneven", "3", "1"])
 def test_raise_is_unbiased_for_the_annealing_distribution(to_path, betas):
     """E[p_hat(z)] = p_ann(z) for every z, and not p(z)."""

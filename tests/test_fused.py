@@ -332,7 +332,8 @@ def reweigh(a, bias, to, difference, copies=1, key=KEY, step=0, block=0):
     n, d = a.shape
     out, log_w = np.empty((n, copies * d), np.float32), np.full(n, 7.0)
     step, block = np.uint32(step), np.uint32(block)
-    kernels.anneal_rows(a, bias, np.float32(to), np.float32(difference), key, step, block, out, log_w)
+    to, since, difference = np.float32(to), np.float32(to - difference), np.float32(difference)
+    kernels.anneal_rows(a, bias, to, since, difference, key, step, block, out, log_w)
     return out, log_w
 
 
@@ -341,7 +342,8 @@ def test_increments_are_accurate_whatever_their_size(difference):
     """Small steps by the series, large ones by two softplus, rows with both; none off by the size of the sums."""
     rng = np.random.default_rng(22)
     a, bias = rng.normal(0, 6, (50, 1000)).astype(np.float32), rng.normal(0, 3, 1000).astype(np.float32)
-    to, difference = np.float32(0.5), np.float32(difference)
+    to = np.float32(0.5)
+    difference = np.float64(to) - np.float64(np.float32(to - difference))  # so that both ends are float32
     _, log_w = reweigh(a, bias, to, difference)
     x = (a + bias).astype(np.float64)
     terms = softplus64(np.float64(to) * x) - softplus64((np.float64(to) - np.float64(difference)) * x)
