@@ -28,7 +28,7 @@ from . import distributed
 from .files import Unfinished, fingerprint
 from .fused import bernoulli, default_generator
 from .gibbs import Block, Weights, blocks_of_chains, gibbs, run_blocks
-from .rbm import RBM, check_bits
+from .rbm import RBM, check_bits, check_finite
 
 _REPORT_EVERY = 200
 
@@ -77,11 +77,16 @@ def log_base_partition(rbm: RBM, base_bias: Tensor) -> float:
 def _base(rbm: RBM, base_bias: Tensor | None) -> Tensor:
     if not isinstance(rbm, RBM):
         raise TypeError(f"annealing is for an RBM, got {type(rbm).__name__}; a Bernoulli prior's log Z is exact")
+    if rbm.weight.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"annealing: expected an RBM in float32 or float64, got {rbm.weight.dtype}; take rbm.float()")
+    check_finite("rbm", rbm)
     return rbm.annealing_base(base_bias)
 
 
 def _betas(temperatures: int, schedule: Tensor | None) -> list[float]:
-    betas = linear_schedule(temperatures) if schedule is None else schedule.double()
+    betas = linear_schedule(temperatures) if schedule is None else torch.as_tensor(schedule, dtype=torch.float64)
+    if betas.dim() != 1:
+        raise ValueError(f"schedule: expected shape ({temperatures + 1},), got {tuple(betas.shape)}")
     if len(betas) != temperatures + 1 or betas[0] != 0 or betas[-1] != 1 or not (betas.diff() >= 0).all():
         raise ValueError(
             f"schedule: expected {temperatures + 1} values rising from 0 to 1 for temperatures="
@@ -305,7 +310,14 @@ def adaptive_schedule(
 
     Returns:
         Inverse temperatures rising from 0 to 1, float64, with shape (temperatures + 1,).
+
+    Raises:
+        ValueError: If there are fewer than one temperature, in the pilot run either, or two pilot chains.
     """
+    least = {"temperatures": (temperatures, 1), "pilot_chains": (pilot_chains, 2)}
+    for name, (given, bound) in {**least, "pilot_temperatures": (pilot_temperatures, 1)}.items():
+        if given < bound:
+            raise ValueError(f"adaptive_schedule: {name} must be at least {bound}, got {given}")
     betas = _betas(pilot_temperatures, None)
     base_bias = _base(rbm, base_bias)
     increments = torch.zeros(pilot_temperatures, pilot_chains, dtype=torch.float64, device=base_bias.device)

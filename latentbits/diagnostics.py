@@ -27,7 +27,7 @@ from torch import Tensor
 from .anneal import AISEstimate, adaptive_schedule, ais
 from .evaluate import Report, ignore
 from .gibbs import gibbs, random_bits
-from .rbm import RBM
+from .rbm import RBM, check_bits
 from .tempering import Swaps, parallel_tempering, start, tempering_schedule
 
 CHAINS = 50
@@ -261,7 +261,14 @@ def diagnose(
         temperatures: Of parallel tempering; below 2 for none.
         generator: Source of the randomness; the default generator if None.
         report: Told now and then how far a phase has come.
+
+    Chains are seen by their free energies alone. Between states that have the same, as a state of spins without fields
+    and its mirror image have, they may never cross, and it does not show.
+
+    Raises:
+        ValueError: If z is not bits of this shape.
     """
+    check_bits("diagnose: z", z, rbm.visible)
     began, parts = time.perf_counter(), 3 if temperatures > 1 else 2
     chains = diagnose_chains(rbm, z, seconds / parts, generator, report)
     annealing = diagnose_annealing(rbm, seconds / parts, generator, report)

@@ -25,7 +25,7 @@ from .fused import draw_key, fork
 from .importance import ImportanceSums
 from .model import LatentModel
 from .nets import evaluating
-from .rbm import RBM, Prior, check_bits
+from .rbm import RBM, Prior, check_bits, check_finite, not_finite
 from .refine import refine
 
 LARGEST_EXACT_LAYER = 20
@@ -213,7 +213,7 @@ def evaluate(
     schedule: Literal["adaptive", "linear"] = "adaptive",
     generator: torch.Generator | None = None,
     report: Report = ignore,
-    checkpoints: Path | None = None,
+    checkpoints: Path | str | None = None,
 ) -> Evaluation:
     """Evaluate a model from both sides.
 
@@ -230,7 +230,8 @@ def evaluate(
             phase; the same call, interrupted, goes on from it. Delete it when you have the result.
 
     Raises:
-        ValueError: If a count is out of range, the data do not fit the model, or log Z can be had in no way.
+        ValueError: If a count is out of range, the data do not fit the model, a parameter of it is not finite, or log Z
+            can be had in no way.
     """
     if schedule not in ("adaptive", "linear"):
         raise ValueError(f"schedule: expected adaptive or linear, got {schedule}")
@@ -242,7 +243,8 @@ def evaluate(
             raise ValueError(f"refine_steps: expected 0 for an RBM over the data, got {counts.refine_steps}")
     else:
         model.check_data("x", x)
-    annealing = _Annealing(schedule, generator, report, checkpoints)
+    check_finite("model", model)
+    annealing = _Annealing(schedule, generator, report, None if checkpoints is None else Path(checkpoints))
     with evaluating(model):
         return _evaluate(model, prior, x.to(prior.visible_bias.device), split, counts, annealing)
 
@@ -470,7 +472,7 @@ def _raise(
 def quick_nll(
     model: LatentModel | RBM, x: Tensor, x_base: Tensor, config: ValidationConfig, seed: int
 ) -> tuple[float, float | None]:
-    """The quick estimate that training goes by, and the standard error of its log Z, in nats.
+    """The quick estimate that training goes by, and the standard error of its log Z, in nats; NaN if a parameter is.
 
     The same seed gives the same images, posterior noise and chains, so that models are compared with
     common random numbers; no training stream is touched.
@@ -482,6 +484,8 @@ def quick_nll(
         config: Counts.
         seed: Seed of this estimate.
     """
+    if not_finite(model):
+        return math.nan, None
     prior = model if isinstance(model, RBM) else model.prior
     generator = torch.Generator(prior.visible_bias.device).manual_seed(seed)
     fit_prior_base(model, x_base)

@@ -108,13 +108,14 @@ def doubts(evaluation: Evaluation) -> list[str]:
     """
     found = []
     for log_z in (evaluation.log_partition, evaluation.log_partition_ais):
-        if log_z and log_z.method == "ais" and log_z.effective_sample_size < max(FEWEST_CHAINS, log_z.chains / 100):
+        few = log_z and not log_z.effective_sample_size >= max(FEWEST_CHAINS, log_z.chains / 100)  # NaN is few
+        if log_z and log_z.method == "ais" and few:
             found.append(
                 f"Of {log_z.chains:,} AIS chains {log_z.effective_sample_size:.1f} count (ESS): neither log Z nor its "
                 "error can be trusted. Take more temperatures."
             )
     bound = evaluation.likelihood
-    if bound.samples and bound.effective_sample_size < FEWEST_SAMPLES:
+    if bound.samples and not bound.effective_sample_size >= FEWEST_SAMPLES:
         found.append(
             f"Of K = {bound.samples:,} posterior samples {bound.effective_sample_size:.1f} count (ESS): the bound is "
             "loose. Take a larger K, or refine the posteriors by more steps."

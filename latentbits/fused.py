@@ -3,7 +3,7 @@
 On the CPU in float32 (:func:`elu`: in bfloat16) these run the fused loops of :mod:`latentbits.kernels`, in blocks of
 rows spread over :func:`torch.get_num_threads` threads. Elsewhere (a GPU, or float64) plain PyTorch operations, a
 mixture's in :mod:`latentbits.distributions`, do the same; the two agree in distribution and to rounding, not in their
-random streams.
+random streams. Where a gradient is to be differentiated again (``create_graph``), it is made by plain operations too.
 """
 
 import os
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import kernels
 
@@ -34,8 +33,22 @@ def is_on_cpu(*tensors: Tensor) -> bool:
     return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
 
 
+def check_generator(generator: object) -> None:
+    """Refuse what is no generator, such as a seed.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(
+            f"generator: expected a torch.Generator or None, got {type(generator).__name__}; "
+            "torch.Generator().manual_seed(0) makes one of a seed"
+        )
+
+
 def draw_key(generator: torch.Generator | None) -> Key:
     """Take one 64-bit key from a generator; all draws of a call are functions of it."""
+    check_generator(generator)
     device = "cpu" if generator is None else generator.device
     key = torch.empty((), dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
     bits = int(key) & (2**64 - 1)
@@ -190,10 +203,15 @@ class _SoftplusSum(torch.autograd.Function):
         return torch.from_numpy(out).to(a.dtype).view(a.shape[:-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (a,) = ctx.saved_tensors
-        rows, out, g = _rows(a), torch.empty(a.shape), gradient.contiguous().view(-1).numpy()
+        if torch.is_grad_enabled():
+            return cast(Tensor, gradient[..., None] * a.sigmoid())
+        rows, out, g = (
+            _rows(a),
+            torch.empty_like(a, memory_format=torch.contiguous_format),
+            gradient.contiguous().view(-1).numpy(),
+        )
         to = _rows(out)
         _over_rows(lambda span: kernels.softplus_sum_gradient(rows[span], g[span], to[span]), rows)
         return out
@@ -218,11 +236,12 @@ class _BernoulliLogProb(torch.autograd.Function):
         return torch.from_numpy(out).to(logits.dtype).view(logits.shape[:-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         x, logits = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, gradient[..., None] * (x - logits.sigmoid())
         data, rows, g = _rows(x), _rows(logits), gradient.contiguous().view(-1).numpy()
-        out = torch.empty(logits.shape)
+        out = torch.empty_like(logits, memory_format=torch.contiguous_format)
         to = _rows(out)
         _over_rows(
             lambda span: kernels.bernoulli_log_prob_gradient(data, rows[span], span.start, g[span], to[span]), rows
@@ -266,9 +285,10 @@ class _ELU(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return gradient * torch.where(y > 0, torch.ones_like(y), y + 1)
         gradient = gradient.contiguous(memory_format=_layout(y))
         out = torch.empty_like(y)
         values, g, to = _halves(y), _halves(gradient), _halves(out)
@@ -312,11 +332,15 @@ class _MixtureLogProb(torch.autograd.Function):
         return torch.from_numpy(out).to(parameters.dtype).view(parameters.shape[:-3])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         x, parameters = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "the gradient of a mixture of logistics is by compiled loops and cannot be differentiated again in "
+                "float32 on the CPU; take parameters in float64, or create_graph=False"
+            )
         data, rows = _planes(x), parameters.detach().flatten(-2).flatten(0, -3).contiguous().numpy()
-        g, out = gradient.contiguous().view(-1).numpy(), torch.empty(rows.shape)
+        g, out = gradient.contiguous().view(-1).numpy(), torch.empty(rows.shape, dtype=torch.float32)
         to, spans = out.numpy(), _blocks_of_rows(len(rows), rows[:1].size)
         for_spans(
             lambda i: kernels.mixture_log_prob_gradient(
@@ -357,6 +381,7 @@ def mixture_log_prob(x: Tensor, parameters: Tensor) -> Tensor:
 
 def generator_device(generator: torch.Generator | None, like: Tensor) -> torch.device:
     """Where a generator draws: its own device, or that of a tensor (*) if it is None and the default one serves."""
+    check_generator(generator)
     return like.device if generator is None else generator.device
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import distributed, kernels
 from .fused import Key, bernoulli, default_generator, draw_key, fork, is_on_cpu, map_blocks
-from .rbm import RBM, Prior
+from .rbm import RBM, Prior, check_bits
 
 FEWEST_ROWS_PER_BLOCK, ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 500, 1250
 FEWEST_CHAINS_FOR_TWO_TERMS = 250
@@ -152,8 +152,8 @@ class FusedBlock:
         n, w = z.shape[0], weights
         self.stop = stop
         self.weights, self.key, self.block, self.calls = w, key, np.uint32(block), 0
-        self.z_wide, self.h_wide = torch.empty(n, w.visible_width), torch.empty(n, w.hidden_width)
-        self.a, self.d = torch.empty(n, w.hidden_width), torch.empty(n, w.visible_width)
+        self.z_wide, self.d = w.b.new_empty(2, n, w.visible_width).unbind()
+        self.h_wide, self.a = w.b.new_empty(2, n, w.hidden_width).unbind()
         self.z_wide.view(n, -1, w.M).copy_(z[:, None])
         self._b, self._c, self._base = w.b.numpy(), w.c.numpy(), w.base_bias.numpy()
         self._a, self._d, self._z, self._h = (t.numpy() for t in (self.a, self.d, self.z_wide, self.h_wide))
@@ -311,13 +311,16 @@ def gibbs(prior: Prior, z: Tensor, steps: int, generator: torch.Generator | None
 
     Returns:
         Visible bits after the last step, with shape (N, M).
+
+    Raises:
+        TypeError: If z is no tensor.
+        ValueError: If z is not bits of this shape, or steps is negative.
     """
     if steps < 0:
         raise ValueError(f"gibbs: steps must be 0 or more, got {steps}")
     if not isinstance(prior, RBM):
         return prior.sample(z.shape[0], generator) if steps else z
-    if z.dim() != 2 or z.shape[1] != prior.visible:
-        raise ValueError(f"gibbs: expected z of shape (N, {prior.visible}), got {tuple(z.shape)}")
+    check_bits("gibbs: z", z, prior.visible)
     out = torch.empty_like(z, dtype=prior.weight.dtype)
 
     def advance(block: Block, rows: slice) -> None:
@@ -333,4 +336,5 @@ def gibbs(prior: Prior, z: Tensor, steps: int, generator: torch.Generator | None
 
 def random_bits(n: int, prior: Prior, generator: torch.Generator | None = None) -> Tensor:
     """Fair coin flips to start chains from, with shape (n, M)."""
-    return bernoulli(torch.zeros(n, prior.visible, device=prior.visible_bias.device), generator)
+    logits = torch.zeros(n, prior.visible, dtype=torch.float32, device=prior.visible_bias.device)
+    return bernoulli(logits, generator)

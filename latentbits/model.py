@@ -79,8 +79,11 @@ def check_shape(argument: str, given: Tensor, leading: str, width: int | None) -
         width: Length of the last axis; None for any.
 
     Raises:
+        TypeError: If it is no tensor.
         ValueError: If the shape is another.
     """
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(given).__name__}; torch.as_tensor makes one")
     axes = given.dim() == 2 if leading == "B" else given.dim() > 0
     if not axes or (width is not None and given.shape[-1] != width):
         raise ValueError(

@@ -139,15 +139,19 @@ def check_signal(signal: Signal, log_w: Tensor, drawn: bool) -> None:
         drawn: Whether samples will be drawn by its weights.
 
     Raises:
-        TypeError: If it is no signal.
-        ValueError: If a shape does not fit; or if samples cannot be drawn, for a weight is negative, or the weights of
-            a datum do not have the sum 1.
+        TypeError: If it is no signal, or not of tensors.
+        ValueError: If a shape does not fit or a value is not finite; or if samples cannot be drawn, for a weight is
+            negative, or the weights of a datum do not have the sum 1.
     """
     if not isinstance(signal, Signal):
         raise TypeError(f"objective: expected it to return a latentbits.Signal, got {type(signal).__name__}")
     for name, expected in (("bound", log_w.shape[1:]), ("weights", log_w.shape), ("encoder_signal", log_w.shape)):
-        if (given := getattr(signal, name)).shape != expected:
+        if not isinstance(given := getattr(signal, name), Tensor):
+            raise TypeError(f"objective: expected {name} as a torch.Tensor, got {type(given).__name__}")
+        if given.shape != expected:
             raise ValueError(f"objective: expected {name} of shape {tuple(expected)}, got {tuple(given.shape)}")
+        if log_w.isfinite().all() and not given.isfinite().all():
+            raise ValueError(f"objective: expected finite {name} of log-weights that are finite, got others")
     weights = signal.weights
     if drawn and not ((weights >= 0).all() and ((weights.sum(0) - 1).abs() < LARGEST_WEIGHT_ERROR).all()):
         raise ValueError(
@@ -243,6 +247,7 @@ def losses_of_samples(
         signal = signal_of(log_w)
         if not isinstance(objective, str):
             check_signal(signal, log_w, is_drawn(backward_samples, len(z)))
+            signal = Signal(*(each.to(log_w) for each in signal))
         z_kept, weights = choose(signal.weights, z, backward_samples, generator)
 
     s = signal.encoder_signal

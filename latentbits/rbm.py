@@ -28,6 +28,21 @@ MOST_UNITS_TO_ENUMERATE = 25
 _STATES_PER_CHUNK = 2**14
 
 
+def not_finite(module: nn.Module) -> list[str]:
+    """Names of the parameters that hold a value that is not finite."""
+    return [name for name, parameter in module.named_parameters() if not parameter.isfinite().all()]
+
+
+def check_finite(argument: str, module: nn.Module) -> None:
+    """Refuse a module with parameters that are not finite.
+
+    Raises:
+        ValueError: If it has any.
+    """
+    if found := not_finite(module):
+        raise ValueError(f"{argument}: expected finite parameters, got others in {', '.join(found)}")
+
+
 def clamp_means(means: Tensor, count: int) -> Tensor:
     """Keep bit means (*) over ``count`` data within [1/(N+2), 1 - 1/(N+2)], so that logits are finite."""
     return means.clamp(1 / (count + 2), 1 - 1 / (count + 2))
@@ -129,7 +144,7 @@ class RBM(Energy):
 
     @classmethod
     def from_arrays(cls, weight: Any, visible_bias: Any, hidden_bias: Any) -> "RBM":
-        """An RBM from parameters trained elsewhere: arrays of shape (M, H), (M,) and (H,).
+        """An RBM from parameters trained elsewhere: arrays of shape (M, H), (M,) and (H,), rounded to float32.
 
         Raises:
             ValueError: If these are no numbers, the shapes do not fit together or a value is not finite.
@@ -279,8 +294,10 @@ class RBM(Energy):
         """Start annealing from the factorized distribution with the bit means (M,) of ``count`` data.
 
         Raises:
-            ValueError: If they are not so many numbers between 0 and 1.
+            ValueError: If they are not so many numbers between 0 and 1, or of no data.
         """
+        if count < 1:
+            raise ValueError(f"fit_base: count must be at least 1, got {count}")
         if means.shape != (self.visible,) or not ((means >= 0) & (means <= 1)).all():
             raise ValueError(
                 f"fit_base: expected means between 0 and 1 with shape ({self.visible},), got shape {tuple(means.shape)}"
@@ -292,12 +309,14 @@ class RBM(Energy):
         """Biases b_A (M,) at which annealing and tempering start: as given, else as fitted, else the visible bias.
 
         Raises:
-            ValueError: If the shape does not fit.
+            ValueError: If the shape does not fit, or a value is not finite.
         """
         if base_bias is None:
             base_bias = self.visible_bias if self.base_bias is None else self.base_bias
         if base_bias.shape != (self.visible,):
             raise ValueError(f"base_bias: expected shape ({self.visible},), got {tuple(base_bias.shape)}")
+        if not base_bias.isfinite().all():
+            raise ValueError("base_bias: holds values that are not finite")
         return base_bias.detach().to(self.visible_bias)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
@@ -308,8 +327,16 @@ class RBM(Energy):
 
 
 def _numbers(argument: str, given: Any) -> np.ndarray:
-    """An array of real numbers, as float64."""
-    array = np.asarray(given)
+    """An array of real numbers, as float64; of a tensor's values, whatever its type and device."""
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = given.double().numpy() if given.is_floating_point() else given.numpy()
+    try:
+        array = np.asarray(given)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(
+            f"{argument}: expected an array of real numbers, got {type(given).__name__} ({error})"
+        ) from error
     if array.dtype.kind not in "buif":
         raise ValueError(f"{argument}: expected an array of real numbers, got {type(given).__name__} of {array.dtype}")
     return array.astype(np.float64)

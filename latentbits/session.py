@@ -93,6 +93,7 @@ class Parts(NamedTuple):
             changes["sampler"] = "given"
         config = config.vary(**changes) if changes else config
         self._check_objectives(config)
+        self._check_use(config)
         named = {
             "model": config.model.network == "given",
             "splits": config.data.name == "given",
@@ -107,6 +108,21 @@ class Parts(NamedTuple):
                 "latentbits.train in Python"
             )
         return config
+
+    def _check_use(self, config: Config) -> None:
+        """Refuse an objective or a sampler that would never be called."""
+        prior = config.model.prior
+        if self.objective is not None and prior == "normal":
+            raise RunError("objective: is for latents that are bits, got model.prior=normal; give losses= instead")
+        if self.sampler is None:
+            return
+        if prior != "rbm" and not (self.model and isinstance(self.model.prior, RBM)):
+            raise RunError(f"sampler: is for an RBM's chains, got model.prior={prior}, which is drawn from exactly")
+        if not (config.rbm.pcd_epochs or config.warm_start.epochs or config.joint.epochs):
+            raise RunError(
+                "sampler: is for persistent chains, which no stage has with rbm.pcd_epochs=0, warm_start.epochs=0 and "
+                "joint.epochs=0"
+            )
 
     def _check_objectives(self, config: Config) -> None:
         """Refuse for a model of one's own an objective that its latents have no use for."""

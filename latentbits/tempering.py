@@ -104,6 +104,8 @@ def parallel_tempering(
             f"parallel_tempering: expected z of shape ({len(betas)}, N, {rbm.visible}), got {tuple(z.shape)}"
         )
     R, N, _ = z.shape
+    if not N:
+        return z, Swaps.none(R)
     z, weights = z.to(rbm.weight), Weights(rbm, R * N, rbm.annealing_base(base_bias))
     swaps = Swaps.none(R)
     first = int(torch.rand((), generator=generator, device=_device(generator)) < 0.5)
@@ -189,11 +191,13 @@ def tempering_schedule(
         Inverse temperatures rising from 0 to 1, float64, with shape (temperatures,).
 
     Raises:
-        ValueError: If there are fewer than two.
+        ValueError: If there are fewer than two, or no pilot chains.
     """
     _check_rbm(rbm)
     if temperatures < 2:
         raise ValueError(f"tempering_schedule: temperatures must be at least 2, got {temperatures}")
+    if pilot_chains < 1:
+        raise ValueError(f"tempering_schedule: pilot_chains must be at least 1, got {pilot_chains}")
     betas = torch.linspace(0, 1, temperatures, dtype=torch.float64)
     z = start(rbm, pilot_chains, temperatures, generator, base_bias)
     for rounds in PILOT_ROUNDS:
@@ -226,6 +230,8 @@ def sample_prior(
         raise ValueError(f"sample_prior: gibbs_steps must be 0 or more, got {gibbs_steps}")
     if not isinstance(prior, RBM):
         return prior.sample(n, generator)
+    if not n:
+        return prior.visible_bias.detach().new_empty(0, prior.visible)
     if temperatures == 1:
         return gibbs(prior, random_bits(n, prior, generator), gibbs_steps, generator)
     betas = tempering_schedule(prior, temperatures, generator)
@@ -258,9 +264,15 @@ def checked_bits(z: Tensor, last: Tensor) -> Tensor:
     """Bits from an outside sampler, as float on the last ones' device.
 
     Raises:
+        TypeError: If they are no array.
         ValueError: If they are not bits of the last ones' shape (N, M).
     """
-    z = torch.as_tensor(z).to(last)
+    try:
+        z = torch.as_tensor(z).to(last)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"sampler: expected bits of shape {tuple(last.shape)}, got {type(z).__name__} ({error})"
+        ) from error
     if z.shape != last.shape:
         raise ValueError(f"sampler: expected bits of shape {tuple(last.shape)}, got {tuple(z.shape)}")
     check_bits("sampler", z, last.shape[1])

@@ -464,6 +464,9 @@ def run_raise(**options):
         ({"chains": 0}, "chains must be at least 1, got 0"),
         ({"temperatures": 0}, "temperatures must be at least 1, got 0"),
         ({"base_bias": torch.zeros(3)}, r"base_bias: expected shape \(4,\), got \(3,\)"),
+        ({"base_bias": torch.tensor([0, 0, math.inf, 0])}, "base_bias: holds values that are not finite"),
+        ({"schedule": torch.tensor([[0.0], [5.0], [-3.0], [0.5], [1.0]])}, r"expected shape \(5,\), got \(5, 1\)"),
+        ({"schedule": [0, 0.5, 0.4, 0.8, 1]}, "rising from 0 to 1"),
         ({"schedule": torch.linspace(0, 1, 4)}, "expected 5 values rising from 0 to 1.*got 4"),
         ({"schedule": torch.linspace(0.1, 1, 5)}, "rising from 0 to 1"),
         ({"schedule": torch.linspace(0, 0.9, 5)}, "rising from 0 to 1"),
@@ -474,6 +477,29 @@ def run_raise(**options):
 def test_bad_arguments(estimate, options, message):
     with pytest.raises(ValueError, match=message):
         estimate(**options)
+
+
+@pytest.mark.parametrize("count", ["temperatures", "pilot_chains", "pilot_temperatures"])
+def test_adaptive_schedule_names_what_is_too_few(count):
+    counts = {"temperatures": 5, "pilot_chains": 4, "pilot_temperatures": 3, count: 0}
+    with pytest.raises(ValueError, match=rf"adaptive_schedule: {count} must be at least [12], got 0"):
+        adaptive_schedule(RBM(4, 3), **counts)
+
+
+@pytest.mark.parametrize("run", [run_ais, run_raise, lambda: adaptive_schedule(RBM(4, 3), 3)])
+def test_machines_that_annealing_has_no_loops_for_are_refused(run, monkeypatch):
+    built = RBM.__init__
+
+    def spoilt(self, *arguments):
+        built(self, *arguments)
+        self.hidden_bias.data[0] = math.nan
+
+    monkeypatch.setattr(RBM, "__init__", spoilt)
+    with pytest.raises(ValueError, match="rbm: expected finite parameters, got others in hidden_bias"):
+        run()
+    monkeypatch.setattr(RBM, "__init__", lambda self, *sizes: built(self, *sizes) or (self.bfloat16() and None))
+    with pytest.raises(TypeError, match=r"in float32 or float64, got torch\.bfloat16; take"):
+        run()
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 2, 4)])

@@ -163,6 +163,28 @@ def test_raise_through_the_model_is_unbiased_for_the_annealed_likelihood(model, 
     assert abs(math.log(means[1] / truth)) < abs(math.log(means[0] / truth))
 
 
+def test_a_model_with_numbers_that_are_none_is_not_evaluated(model, x):
+    model.prior.hidden_bias.data[0] = math.nan
+    with pytest.raises(ValueError, match=r"model: expected finite parameters, got others in prior.hidden_bias"):
+        evaluate(model, x, "valid", COUNTS)
+    nll, error = quick_nll(model, x, x, ValidationConfig(), 1)
+    assert math.isnan(nll)
+    assert error is None
+
+
+def test_figures_that_are_no_numbers_are_doubted(model, x):
+    found = evaluate(model, x, "valid", COUNTS, "linear", seeded(3))
+    spoilt = found.likelihood.model_copy(update={"effective_sample_size": math.nan})
+    assert any(
+        "posterior samples nan count" in doubt for doubt in doubts(found.model_copy(update={"likelihood": spoilt}))
+    )
+
+
+def test_checkpoints_may_be_named_by_a_string(model, x, tmp_path):
+    found = evaluate(model, x, "valid", COUNTS, "linear", seeded(3), checkpoints=str(tmp_path / "new"))
+    assert found == evaluate(model, x, "valid", COUNTS, "linear", seeded(3))
+
+
 def test_an_rbm_over_the_data(x):
     rbm = random_rbm(4, 3, 1, scale=0.7)
     result = evaluate(rbm, x, "test", COUNTS, generator=seeded(0))

@@ -99,10 +99,46 @@ def test_an_encoder_that_cannot_be_scaled_is_refused_before_training(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_parts_that_would_never_be_called_are_refused(tmp_path):
+    off = {"autoencoder": {"epochs": 0}, "rbm": {"cd_epochs": 0, "pcd_epochs": 0}}
+    continuous = tiny().vary(model={"prior": "normal"}, joint={"objective": "iwae"}, **off)
+    with pytest.raises(lb.RunError, match=r"objective: is for latents that are bits.*losses= instead"):
+        lb.train(continuous, tmp_path / "run", quiet=True, objective=lb.vimco)
+    with pytest.raises(lb.RunError, match="sampler: is for an RBM's chains, got model.prior=bernoulli"):
+        lb.train(tiny().vary(model={"prior": "bernoulli"}), tmp_path / "run", quiet=True, sampler=lb.gibbs)
+    with pytest.raises(lb.RunError, match="sampler: is for persistent chains"):
+        lb.train(
+            tiny().vary(rbm={"pcd_epochs": 0}, joint={"epochs": 0}), tmp_path / "run", quiet=True, sampler=lb.gibbs
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_objective_may_count_in_float64_but_not_in_arrays_or_without_numbers(tmp_path):
+    config = tiny().vary(joint={"backward_samples": 0})
+
+    def double(log_w):
+        return lb.vimco(log_w.double())
+
+    assert lb.train(config, tmp_path / "double", quiet=True, objective=double).finished
+    for number, (spoil, says) in enumerate(
+        {
+            (lambda each: each.numpy(), "expected bound as a torch.Tensor, got ndarray"),
+            (lambda each: each * torch.nan, "expected finite bound"),
+        }
+    ):
+        with pytest.raises((TypeError, ValueError), match=says):
+            lb.train(
+                config, tmp_path / f"{number}", quiet=True,
+                objective=lambda log_w, spoil=spoil: lb.Signal(*(spoil(each) for each in lb.vimco(log_w))),
+            )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("wrong", "expected"),
-    [(lambda z: z[:-1], "shape"), (lambda z: 2 * z - 1, "spins"), (lambda z: z + torch.nan, "0s and 1s")],
-)
+    [
+        (lambda z: z[:-1], "shape"), (lambda z: 2 * z - 1, "spins"), (lambda z: z + torch.nan, "0s and 1s"),
+    ],
+)  # fmt: skip
 def test_negatives_that_are_no_bits_are_refused(tmp_path, wrong, expected):
     with pytest.raises(ValueError, match=expected):
         lb.train(tiny(), tmp_path / "run", quiet=True, sampler=lambda rbm, z, steps, generator: wrong(z))

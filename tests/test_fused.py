@@ -10,6 +10,7 @@ import torch
 from checks import LIMIT, chi_square_score, correlation_score, seeded, tensor
 
 from latentbits import kernels
+from latentbits.distributions import LogisticMixture
 from latentbits.fused import bernoulli, bernoulli_log_prob, draw_key, elu, is_on_cpu, map_blocks, softplus_sum
 
 SIZES = [0, 1, 511, 512, 513, 128 * 1024, 128 * 1024 + 7]
@@ -418,6 +419,31 @@ def test_gradients_of_the_sums(dtype):
     (gradient,) = torch.autograd.grad((g * log_p).sum(), a)
     expected = g.double().numpy()[..., None] * (x.double().numpy() - sigmoid)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["softplus_sum", "bernoulli_log_prob", "elu"])
+def test_gradients_can_be_differentiated_again(function):
+    """A penalty on the gradient, against the same in float64 by plain operations."""
+    x = bernoulli(torch.zeros(6, 9), seeded(26))
+    results = []
+    for dtype in (torch.float64, torch.bfloat16 if function == "elu" else torch.float32):
+        a = (2 * torch.randn(6, 9, generator=seeded(25))).bfloat16().to(dtype).requires_grad_()
+        y = {"softplus_sum": softplus_sum, "elu": elu}.get(function, lambda a: bernoulli_log_prob(x.to(a), a))(a)
+        (slope,) = torch.autograd.grad(y.sum(), a, create_graph=True)
+        (again,) = torch.autograd.grad(slope.square().sum(), a)
+        results.append(again.double())
+    assert results[0].abs().max() > 0.1
+    torch.testing.assert_close(*results, rtol=0, atol=0.03 if function == "elu" else 1e-5)
+
+
+def test_a_mixtures_gradient_cannot_be_differentiated_again_and_says_so():
+    parameters = torch.randn(2, 10, 2, 2, generator=seeded(1), requires_grad=True)
+    (slope,) = torch.autograd.grad(LogisticMixture(parameters).log_prob(torch.zeros(2, 12)).sum(), parameters)
+    assert slope.abs().max() > 0
+    with pytest.raises(NotImplementedError, match="take parameters in float64"):
+        torch.autograd.grad(
+            LogisticMixture(parameters).log_prob(torch.zeros(2, 12)).sum(), parameters, create_graph=True
+        )
 
 
 def test_sums_do_not_depend_on_threads(with_threads):

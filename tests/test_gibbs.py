@@ -365,9 +365,31 @@ def test_bits_of_any_type(to_path, dtype):
     assert torch.equal(got, gibbs(rbm, z.to(rbm.weight.dtype), 2, seeded(22)))
 
 
+@pytest.mark.parametrize("wrong", [2 * torch.eye(4) - 1, torch.full((2, 4), torch.nan)])
+def test_gibbs_takes_bits_only(wrong):
+    with pytest.raises(ValueError, match="gibbs: z: expected 0s and 1s"):
+        gibbs(random_rbm(4, 3), wrong, 2)
+
+
+def test_a_seed_is_no_generator():
+    with pytest.raises(TypeError, match=r"generator: expected a torch.Generator or None, got int; .*manual_seed"):
+        gibbs(random_rbm(4, 3), torch.zeros(2, 4), 2, 0)
+
+
+def test_another_default_type_changes_nothing():
+    rbm = random_rbm(4, 3)
+    expected = gibbs(rbm, torch.zeros(2000, 4), 3, seeded(3))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(gibbs(rbm, torch.zeros(2000, 4), 3, seeded(3)), expected)
+        rbm.free_energy(expected).sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("shape", [(4,), (10, 3), (2, 10, 4)])
 def test_gibbs_names_the_expected_shape(shape):
-    with pytest.raises(ValueError, match=r"z of shape \(N, 4\), got \(" + ", ".join(map(str, shape))):
+    with pytest.raises(ValueError, match=r"gibbs: z: expected shape \(B, 4\), got \(" + ", ".join(map(str, shape))):
         gibbs(RBM(4, 3), torch.zeros(shape), 1)
 
 

@@ -218,8 +218,18 @@ def test_a_bernoulli_prior_needs_no_temperatures():
     assert sample_prior(prior, 7, 1, seeded(16), temperatures=3).shape == (7, 4)
 
 
+def test_no_chains_are_none():
+    rbm = random_rbm(4, 3)
+    assert sample_prior(rbm, 0, 5, seeded(1), temperatures=3).shape == (0, 4)
+    z, swaps = parallel_tempering(rbm, torch.zeros(4, 0, 4), BETAS, 2)
+    assert z.shape == (4, 0, 4)
+    assert swaps.tried.sum() == 0
+
+
 def test_arguments_are_named():
     rbm = random_rbm(4, 3)
+    with pytest.raises(ValueError, match="pilot_chains must be at least 1, got 0"):
+        tempering_schedule(rbm, 3, pilot_chains=0)
     with pytest.raises(ValueError, match="expected z of shape"):
         parallel_tempering(rbm, torch.zeros(3, 10, 4), BETAS, 1)
     with pytest.raises(ValueError, match="expected z of shape"):
