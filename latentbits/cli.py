@@ -37,6 +37,7 @@ from .console import (
     say,
 )
 from .evaluate import Counts, check_counts, evaluate, exact_log_partition, some_of
+from .figures import Evaluation
 from .files import FileError, fingerprint, write_atomically
 from .model import WGAN, LatentModel
 from .progress import Display, printable
@@ -93,8 +94,6 @@ def evaluate_run(
         out: Another file to write the result to.
         overwrite: Replace that file if it exists.
     """
-    from .report import evaluation_table
-
     counts = Counts(samples, chains, temperatures, raise_images, raise_resampled, raise_temperatures, refine_steps)
     check_options(counts, images)
     check_numbers({}, seed)
@@ -122,8 +121,9 @@ def evaluate_run(
         counted, seconds = (len(x), len(whole)), time.monotonic() - started
         record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds)
     if is_first:
-        console.print(evaluation_table(evaluation))
-        say_and_keep(folder, record, out)
+        say_kept = keep(folder, record, out)  # before anything is said: a closed pipe must not cost the result
+        print_evaluation(evaluation)
+        say_kept()
         shutil.rmtree(unfinished, ignore_errors=True)
         with contextlib.suppress(OSError):  # where others are unfinished
             unfinished.parent.rmdir()
@@ -139,13 +139,27 @@ def place_of_unfinished(folder: Run, *options: object) -> Path:
     return folder.inner(f"{place}/{fingerprint(*options)}")
 
 
-def say_and_keep(folder: Run, record: dict[str, Any], out: Path | None) -> None:
-    """Write an evaluation's record, and say where."""
+def keep(folder: Run, record: dict[str, Any], out: Path | None) -> Callable[[], None]:
+    """Write an evaluation's record; returns what says where."""
     before = (folder.path / "evaluation.json").is_file()
     keep_evaluation(folder, record, out)
-    say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
-    if before:
-        say(f"the evaluation before it stays in {folder.path / 'evaluations.jsonl'}; page and model card show the last")
+
+    def say_where() -> None:
+        say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
+        if before:
+            every = folder.path / "evaluations.jsonl"
+            say(f"the evaluation before it stays in {every}; page and model card show the last")
+
+    return say_where
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Show an evaluation as a table, none of whose figures is cut, however narrow the terminal is."""
+    from .report import evaluation_table
+
+    table = evaluation_table(evaluation)
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    (console if needed <= console.width else Console(width=needed)).print(table)
 
 
 def load_to_evaluate(run: Path, weights: str) -> LatentModel | RBM:
@@ -331,7 +345,7 @@ def report_run(
     The page, RUN/report/report.html, is one file that needs no network: settings, learning curves, samples,
     reconstructions, histogram of the encoder's output, diagnostics of the RBM's samplers, the last evaluation, and the
     command that repeats the run. With other runs, their settings, evaluations, curves and samples are compared in it.
-    What is in RUN/report is made anew each time.
+    What has the same name in RUN/report is replaced.
 
     Args:
         run: The run folder.
@@ -344,7 +358,7 @@ def report_run(
     """
     from .facts import evaluated_on
     from .page import examine, page, trained_temperatures
-    from .report import evaluation_table, exhibits, samples_beside, write_comparison, write_figures
+    from .report import exhibits, samples_beside, write_comparison, write_figures
 
     least = {"gibbs-steps": (gibbs_steps, 0), "temperatures": (1 if temperatures is None else temperatures, 1)}
     check_numbers(least)
@@ -370,7 +384,7 @@ def report_run(
     for each, record in zip(runs, records, strict=True):
         if record is not None:
             say(f"{each.path}, last evaluated on {evaluated_on(record)}")
-            console.print(evaluation_table(record.evaluation))
+            print_evaluation(record.evaluation)
             say(f"made by: {record.about['command']}")
         elif each.config.model.network != "dcgan":  # a GAN has no likelihood
             say(f"{each.path}: not evaluated yet; latentbits evaluate does it")
@@ -532,6 +546,9 @@ def refuse(reasons: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did its work, 2 if it was asked something it cannot do."""
     args = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no ± shows a question mark
     if argv is None:
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # and no line of code
     if not args or args[0] in ("-h", "--help"):

@@ -32,13 +32,21 @@ class Codes(NamedTuple):
     names: list[str]
 
 
-def save_codes(path: Path, codes: Codes, binary: bool = True) -> None:
-    """Write codes as an npz file: ``names``, and ``bits`` packed by eight with their number, or ``latents``."""
+def save_codes(path: Path | str, codes: Codes, binary: bool = True) -> None:
+    """Write codes as an npz file: ``names``, and ``bits`` packed by eight with their number, or ``latents``.
+
+    Raises:
+        ValueError: If they are not bits although they should be, or have not a name each.
+    """
     z = codes.z.cpu().numpy()
+    if z.ndim != 2 or len(z) != len(codes.names):
+        raise ValueError(f"codes: expected z (N, M) and N names, got {z.shape} and {len(codes.names)} names")
+    if binary and not np.isin(z, (0, 1)).all():
+        raise ValueError("codes: expected 0s and 1s, got other values; continuous latents are written by binary=False")
     arrays = {"bits": np.packbits(z.astype(bool), axis=1), "count": np.array(z.shape[1])} if binary else {"latents": z}
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, names=np.array(codes.names), **arrays)
-    write_atomically(path, content.getvalue())
+    write_atomically(Path(path), content.getvalue())
 
 
 def load_codes(path: Path) -> Codes:
@@ -73,11 +81,13 @@ def _arrays(path: Path) -> tuple[list[str], np.ndarray]:
         if "latents" in file:
             return names, np.asarray(file["latents"], np.float32)
         bits, count = file["bits"], int(file["count"])
+        if not 0 <= count <= 8 * bits.shape[1]:
+            raise ValueError(f"count: expected up to {8 * bits.shape[1]}, found {count}")
         _check_size(path, len(bits) * max(count, 8 * bits.shape[1]) * 4)  # a float32 for each
         return names, np.unpackbits(bits, axis=1, count=count).astype(np.float32)
 
 
-def read_images(path: Path, form: Form, invert: bool = False) -> Codes:
+def read_images(path: Path | str, form: Form, invert: bool = False) -> Codes:
     """Pictures of a folder or an archive in a model's form: levels (N, D) in place of latents, and their names.
 
     Arguments:
@@ -88,7 +98,7 @@ def read_images(path: Path, form: Form, invert: bool = False) -> Codes:
     Raises:
         DataError: As :func:`latentbits.folders.read_pictures`.
     """
-    pictures = read_pictures(path, form)
-    warn_of(pictures, path)
+    pictures = read_pictures(Path(path), form)
+    warn_of(pictures, Path(path))
     levels = torch.from_numpy(pictures.images)
     return Codes(form.levels - 1 - levels if invert else levels, pictures.names)

@@ -132,6 +132,8 @@ def decode_run(
     found = load_codes(codes)
     if found.z.shape[1] != model.prior.visible:
         raise UsageError(f"codes: expected {model.prior.visible} bits each for this model, got {found.z.shape[1]}")
+    if not isinstance(model, GaussianModel) and not ((found.z == 0) | (found.z == 1)).all():
+        raise UsageError(f"codes: expected bits for this model, got the continuous latents of another in {codes}")
     images = (image for part in found.z.split(IMAGES_AT_ONCE) for image in model.decode(part))
     names = (f"{i:06}-" + re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem)[:100] for i, name in enumerate(found.names))
     write_pictures(out, zip(names, images, strict=True), form)
@@ -140,13 +142,18 @@ def decode_run(
 def write_pictures(folder: Path, images: Iterable[tuple[str, Tensor]], form: Form) -> None:
     """Write images (D,) as PNG files under their names into a folder, and say so."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for name, image in images:
-        content = io.BytesIO()
-        picture(image, form).save(content, "PNG")
-        write_atomically(folder / f"{name}.png", content.getvalue())
-        count += 1
-    say(f"written: {folder}, {count:,} pictures")
+    written: list[Path] = []
+    try:
+        for name, image in images:
+            content = io.BytesIO()
+            picture(image, form).save(content, "PNG")
+            written.append(folder / f"{name}.png")
+            write_atomically(written[-1], content.getvalue())
+    except BaseException:  # a part would look like the whole, and stand in the way of another try
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    say(f"written: {folder}, {len(written):,} pictures")
 
 
 def picture(image: Tensor, form: Form) -> Image.Image:

@@ -4,7 +4,9 @@
 >>> codes = BinaryCodes(n_components=24).fit(X).transform(X)  # doctest: +SKIP
 """
 
+import math
 import tempfile
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .config import AutoencoderConfig, Config, JointConfig, ModelConfig, RBMConfig, ValidationConfig
+from .config import MOST, AutoencoderConfig, Config, JointConfig, ModelConfig, RBMConfig, ValidationConfig
 from .evaluate import Counts, log_partition
 from .model import LatentModel
 from .runs import load
@@ -81,6 +83,7 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Raises:
             ValueError: If a parameter is out of range, which names each, or X is not a matrix of finite numbers.
+            KeyboardInterrupt: If it was stopped, by Ctrl-C or SIGTERM; nothing is fitted then.
         """
         self._check_parameters()
         X = validate_data(self, X, dtype=(np.float64, np.float32))
@@ -90,6 +93,8 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         config = self._config(seed)
         with tempfile.TemporaryDirectory() as folder:
             run = train(config, f"{folder}/run", splits=splits, quiet=not self.verbose)
+            if not run.finished:  # training takes signals as a wish to go on later, for which there is no run here
+                raise KeyboardInterrupt("BinaryCodes: stopped before it was fitted")
             model = load(run.path)
         assert isinstance(model, LatentModel)
         self.model_, self._seed = model, seed
@@ -100,23 +105,26 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _check_parameters(self) -> None:
         least = {"n_components": 1, "n_hidden": 1, "n_epochs": 1, "batch_size": 1, "n_samples": 1}
         problems = [
-            f"{name}: expected at least {bound}, got {getattr(self, name)}"
+            f"{name}: expected a whole number from {bound} to {MOST}, got {getattr(self, name)!r}"
             for name, bound in least.items()
-            if getattr(self, name) < bound
+            if not isinstance(getattr(self, name), Integral) or not bound <= getattr(self, name) <= MOST
         ]
-        if not self.layers or min(self.layers) < 1:
-            problems.append(f"layers: expected one or more widths of at least 1, got {self.layers}")
-        if not 0 < self.validation_fraction < 1:
-            problems.append(f"validation_fraction: expected between 0 and 1, got {self.validation_fraction}")
+        widths = np.asarray(self.layers)
+        if widths.ndim != 1 or widths.dtype.kind not in "iu" or not widths.size or widths.min() < 1:
+            problems.append(f"layers: expected one or more widths of at least 1, got {self.layers!r}")
+        if not _is_number(self.threshold):
+            problems.append(f"threshold: expected a finite number, got {self.threshold!r}")
+        if not _is_number(self.validation_fraction) or not 0 < self.validation_fraction < 1:
+            problems.append(f"validation_fraction: expected between 0 and 1, got {self.validation_fraction!r}")
         if problems:
             raise ValueError("\n".join(problems))
 
     def _config(self, seed: int) -> Config:
-        E, B = self.n_epochs, self.batch_size
+        E, B, layers = self.n_epochs, self.batch_size, tuple(int(width) for width in self.layers)
         return Config(
             recipe="BinaryCodes",
             seed=seed,
-            model=ModelConfig(layers=self.layers, latent=self.n_components, hidden=self.n_hidden),
+            model=ModelConfig(layers=layers, latent=self.n_components, hidden=self.n_hidden),
             autoencoder=AutoencoderConfig(epochs=E, batch_size=B, dropout=0.1, scales=(1.5,)),
             rbm=RBMConfig(cd_epochs=-(-E // 2), cd_steps=10, pcd_epochs=E // 2, pcd_steps=5, chains=100, batch_size=B),
             joint=JointConfig(epochs=E, samples=20, batch_size=B, chains=200),
@@ -145,7 +153,7 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     @property
     def _n_features_out(self) -> int:
-        return self.n_components
+        return self.model_.prior.visible
 
     def transform(self, X: Any) -> np.ndarray:
         """Codes of data X (N, D): their most probable bits, 0.0 or 1.0, with shape (N, M)."""
@@ -156,9 +164,11 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Probabilities that the features of codes X (N, M) are ones, with shape (N, D)."""
         check_is_fitted(self)
-        codes = np.asarray(X, np.float32)
-        if codes.ndim != 2 or codes.shape[1] != self.n_components:
-            raise ValueError(f"X: expected codes with shape (N, {self.n_components}), got {codes.shape}")
+        codes, M = np.asarray(X, np.float32), self.model_.prior.visible
+        if codes.ndim != 2 or codes.shape[1] != M:
+            raise ValueError(f"X: expected codes with shape (N, {M}), got {codes.shape}")
+        if not np.isin(codes, (0, 1)).all():
+            raise ValueError("X: expected codes of 0s and 1s, got other values")
         means: np.ndarray = self.model_.decode(torch.from_numpy(codes)).numpy()
         return means
 
@@ -172,10 +182,22 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Mean of :meth:`score_samples`; y is ignored."""
         return float(self.score_samples(X).mean())
 
-    def sample(self, n_samples: int = 1, gibbs_steps: int = 1000) -> np.ndarray:
-        """Draw data: bits (n_samples, D) given codes from chains of the prior."""
+    def sample(self, n_samples: int = 1, gibbs_steps: int = 1000, random_state: Any = None) -> np.ndarray:
+        """Draw data: bits (n_samples, D) given codes from chains of the prior.
+
+        Parameters
+        ----------
+        n_samples : int
+            How many.
+        gibbs_steps : int
+            Length of the chains.
+        random_state : int, RandomState or None
+            Of the draws; if None, that of the fit, so that every call draws the same.
+        """
         check_is_fitted(self)
         generator = self._generator()
+        if random_state is not None:
+            generator.manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
         means = self.model_.sample(n_samples, gibbs_steps, generator)
         drawn: np.ndarray = torch.bernoulli(means, generator=generator).numpy()
         return drawn
@@ -184,3 +206,7 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

@@ -4,7 +4,9 @@ The metrics are what is kept; events are made from them anew whenever training s
 written after the last checkpoint does not stand there twice.
 """
 
+import contextlib
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,15 +42,22 @@ class Events:
         for path in folder.glob(f"{_PREFIX}*"):
             path.unlink()
         self._writer = SummaryWriter(str(folder))
+        self._full = False
         self._began = (run.path / "config.json").stat().st_mtime
         for row in run.metrics():
             self._add(row)
         self._writer.flush()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write a line of the metrics."""
-        self._add(row)
-        self._writer.flush()
+        """Write a line of the metrics; without room for it training goes on without events."""
+        if self._full:
+            return
+        try:
+            self._add(row)
+            self._writer.flush()
+        except OSError as error:
+            self._full = True
+            warnings.warn(f"{self._writer.log_dir}: no more events are written there ({error})", stacklevel=2)
 
     def _add(self, row: Mapping[str, Any]) -> None:
         time = self._began + row["seconds"] if "seconds" in row else None
@@ -58,4 +67,5 @@ class Events:
 
     def close(self) -> None:
         """End the file."""
-        self._writer.close()
+        with contextlib.suppress(OSError):
+            self._writer.close()

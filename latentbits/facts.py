@@ -16,7 +16,7 @@ from .files import load_state
 from .model import Model
 from .progress import STAGE_TITLES, duration
 from .recipes import RECIPES, beginning, beginnings, command_for
-from .records import Record, of_other_data
+from .records import Record, of_other_data, of_other_weights
 from .report import labels
 from .runs import FINISHED, STAGES, Run
 from .splits import Form, Splits
@@ -198,6 +198,8 @@ def highlights(run: Run, form: Form, stands: Standing, record: Record | None) ->
         )
         of += ", posteriors refined" if record.evaluation.refine_steps else ""
         of += ", of other data than it was trained on" if of_other_data(record) else ""
+        other = of_other_weights(run, record)
+        of += f", of other weights than the run's own now: {other}" if other else ""
         of += ", doubtful (see below)" if doubts(record.evaluation) else ""
         over = error(likelihood.standard_error_images)
         found.append(["negative log-likelihood", f"{likelihood.nll:,.2f} nats", f"{of}; ± {over} over images"])
@@ -235,6 +237,7 @@ def _compared(run: Run, record: Record | None) -> dict[str, str]:
         "time": duration(stands.seconds),
         "best validation NLL": number(min(quick, default=None)),
         "evaluated on": f"{likelihood.images:,} images, {evaluation.split}" if evaluation and likelihood else "–",
+        "of weights": (of_other_weights(run, record) or "the run's own") if record else "–",
         "K": f"{likelihood.samples:,}" if likelihood and likelihood.samples else "–",
         "NLL, nats": f"{likelihood.nll:.3f}" if likelihood else "–",
         "± MC": error(likelihood.standard_error_monte_carlo) if likelihood else "–",
@@ -256,6 +259,9 @@ def not_comparable(runs: Sequence[Run], records: Sequence[Record | None]) -> lis
         reasons.append(f"The evaluations are of different images: {'; '.join(images)}.")
     if len({record.evaluation.likelihood.samples for record in found}) > 1:
         reasons.append("The bounds are of different K: a larger K gives a smaller figure for the same model.")
+    pairs = zip(runs, records, strict=True)
+    if any(record is not None and of_other_weights(run, record) for run, record in pairs):
+        reasons.append("An evaluation is of other weights than its run's own now: evaluate again.")
     if len({record.evaluation.refine_steps for record in found}) > 1:
         reasons.append("The posteriors were refined by different numbers of steps: more give a smaller figure.")
     return reasons

@@ -90,11 +90,14 @@ def which_images(used: int, there: int) -> str:
 
 
 def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> None:
-    """Write an evaluation's record: as the run's last, at the end of its list, and where it is wanted besides."""
-    write_json(folder.path / "evaluation.json", record)
-    append_line(folder.path / "evaluations.jsonl", record)
-    if out is not None:
+    """Write an evaluation's record: where it is wanted besides, as the run's last, and at the end of its list."""
+    if out is not None:  # first: a place that cannot be written to leaves the run as it was
         write_json(out, record)
+    last, every = folder.path / "evaluation.json", folder.path / "evaluations.jsonl"
+    if last.is_file() and not every.exists():  # of a folder that was exported
+        append_line(every, json.loads(read_text(last)))
+    write_json(last, record)
+    append_line(every, record)
 
 
 class Record(NamedTuple):
@@ -112,6 +115,18 @@ class Record(NamedTuple):
 def of_other_data(record: Record) -> bool:
     """Whether an evaluation is of other data than the run was trained on, as far as is known."""
     return record.about.get("trained_on") not in (None, record.about["data_checksum"])
+
+
+def of_other_weights(run: Run, record: Record, weights: str = "model") -> str:
+    """Of which weights an evaluation is, if it is not of these of the run as they are now; else nothing."""
+    evaluated = record.about["weights"]
+    there = (run.path / f"{weights}.safetensors").is_file()
+    origin = run.weights_origin(weights) if there else {}
+    if evaluated["file"] == weights and all(evaluated.get(key) == origin.get(key) for key in ("stage", "step")):
+        return ""
+    step = f" at step {evaluated['step']}" if evaluated.get("step") else ""
+    stage = f" of stage {evaluated['stage']}" if evaluated.get("stage") else ""
+    return f"{evaluated['file']}{stage}{step}"
 
 
 def last_evaluation(run: Run) -> Record | None:

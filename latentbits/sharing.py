@@ -18,6 +18,7 @@ from .records import (
     evaluation_rows,
     last_evaluation,
     of_other_data,
+    of_other_weights,
 )
 from .runs import Run, RunError, load
 
@@ -48,7 +49,7 @@ def export(
     check_empty(target.path)
     config, model = source.config, load(source.path, weights)
     origin = {name: value for name, value in source.weights_origin(weights).items() if name != "format"}
-    record = None if rounded and "rounded" not in origin else evaluation_of(source, weights, origin)
+    record = None if rounded and "rounded" not in origin else evaluation_of(source, weights)
     if rounded:
         origin["rounded"] = "bfloat16"
     target.write_config(config)
@@ -71,14 +72,10 @@ def check_empty(folder: Path) -> None:
         raise RunError(f"{folder}: expected a new or an empty folder, found something else; nothing is overwritten")
 
 
-def evaluation_of(run: Run, weights: str, origin: dict[str, str]) -> Record | None:
+def evaluation_of(run: Run, weights: str) -> Record | None:
     """The run's last evaluation, if it is of these weights."""
     record = last_evaluation(run)
-    if record is None:
-        return None
-    evaluated = record.about["weights"]
-    same = evaluated["file"] == weights and all(evaluated.get(key) == origin.get(key) for key in ("stage", "step"))
-    return record if same else None
+    return None if record is None or of_other_weights(run, record, weights) else record
 
 
 def model_card(config: Config, parameters: int, record: Record | None, licence: str = "", rounded: bool = False) -> str:

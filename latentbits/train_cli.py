@@ -217,7 +217,9 @@ def in_long_form(args: Sequence[str]) -> list[str]:
     words = []
     for word in args:
         name, sign, value = word.partition("=")
-        words.append(f"{long.get(name, name)}={place(value)}" if sign else place(long.get(word, word)))
+        name = name.replace("_", "-") if name.startswith("--") else name
+        name = long.get(name, name)
+        words.append(f"{name}={place(value)}" if sign else place(name))
     return words
 
 

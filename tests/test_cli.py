@@ -1,7 +1,10 @@
 """The command line: the whole way on a tiny run, and every refusal in a line with status 2."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -15,9 +18,10 @@ from latentbits import data, train
 from latentbits.cli import COMMANDS, main
 from latentbits.codes_cli import picture as single
 from latentbits.config import DataConfig, different, without_effect
+from latentbits.facts import highlights, not_comparable, standing
 from latentbits.folders import square_form
 from latentbits.recipes import RECIPES
-from latentbits.records import last_evaluation
+from latentbits.records import last_evaluation, of_other_weights
 from latentbits.report import grid, labels, learning_curves, nearest, over, present
 from latentbits.runs import Run
 from latentbits.splits import Form
@@ -61,6 +65,58 @@ def test_evaluate_writes_a_record_and_a_table(run, tmp_path, capsys):
     # nothing is overwritten without being asked
     assert main(["evaluate", str(run), "--out", str(out), *QUICK]) == 2
     assert "add --overwrite" in capsys.readouterr().err
+
+
+def test_an_evaluation_is_kept_whatever_becomes_of_the_terminal(run, monkeypatch):
+    """And figures are not cut where it is narrow."""
+    arguments = ["evaluate", str(run), "--split", "valid", "--images", "31", *QUICK]
+    command = [sys.executable, "-m", "latentbits", *arguments]
+    environment = os.environ | {"COLUMNS": "40", "PYTHONIOENCODING": "ascii"}
+    told = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    evaluation = json.loads((run / "evaluation.json").read_text())["evaluation"]
+    assert f"{evaluation['likelihood']['nll']:.3f}" in told
+    assert f"{evaluation['likelihood']['bits_per_dimension']:.4f}" in told
+
+    def closed(*arguments, **options):
+        raise BrokenPipeError
+
+    (run / "evaluation.json").unlink()
+    monkeypatch.setattr("latentbits.cli.print_evaluation", closed)
+    assert main(arguments) == 2
+    assert json.loads((run / "evaluation.json").read_text())["evaluation"] == evaluation
+
+
+def test_a_place_that_cannot_be_written_to_leaves_the_evaluation_before(run, tmp_path):
+    assert main(["evaluate", str(run), *QUICK]) == 0
+    files = [run / "evaluation.json", run / "evaluations.jsonl"]
+    before = [file.read_bytes() for file in files]
+    (tmp_path / "file").touch()
+    assert main(["evaluate", str(run), "--seed", "5", "--out", str(tmp_path / "file" / "x.json"), *QUICK]) == 2
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_an_evaluation_of_other_weights_says_so_where_it_stands(run, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    assert main(["evaluate", str(other), *QUICK]) == 0
+    whole = Run(other)
+    assert of_other_weights(whole, last_evaluation(whole)) == ""
+    assert not_comparable([whole], [last_evaluation(whole)]) == []
+    assert main(["evaluate", str(other), "--weights", "autoencoder", *QUICK]) == 0
+    record = last_evaluation(whole)
+    assert of_other_weights(whole, record).startswith("autoencoder")
+    (first, *_) = highlights(whole, data.load("digits").form, standing(whole), record)
+    assert "of other weights than the run's own now: autoencoder" in first[2]
+    assert "of other weights than its run's own now" in not_comparable([whole], [record])[0]
+
+
+def test_the_evaluation_of_an_exported_folder_is_not_lost(run, tmp_path):
+    assert main(["evaluate", str(run), *QUICK]) == 0
+    assert main(["export", str(run), str(tmp_path / "shared")]) == 0
+    first = json.loads((tmp_path / "shared" / "evaluation.json").read_text())
+    assert main(["evaluate", str(tmp_path / "shared"), "--seed", "7", *QUICK]) == 0
+    lines = (tmp_path / "shared" / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["seed"] for line in lines] == [first["seed"], 7]
 
 
 def test_evaluating_does_not_change_the_run(run):

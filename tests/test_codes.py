@@ -60,6 +60,46 @@ def test_pictures_are_encoded_and_decoded(run, pictures, tmp_path, capsys):
     assert "--out: expected a new or an empty folder, got the file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("z", "names", "binary", "says"),
+    [
+        (torch.full((2, 3), 0.3), ["a", "b"], True, "codes: expected 0s and 1s"),
+        (torch.zeros(3), ["a", "b", "c"], True, r"codes: expected z \(N, M\) and N names, got \(3,\) and 3 names"),
+        (torch.zeros(2, 3), ["a"], False, r"got \(2, 3\) and 1 names"),
+    ],
+)
+def test_codes_that_are_none_are_not_saved(tmp_path, z, names, binary, says):
+    with pytest.raises(ValueError, match=says):
+        lb.save_codes(str(tmp_path / "codes.npz"), Codes(z, names), binary)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_latents_of_another_kind_are_not_decoded(run, tmp_path, capsys):
+    M = lb.load(run.path).prior.visible
+    lb.save_codes(str(tmp_path / "codes.npz"), Codes(torch.full((2, M), 0.5), ["a", "b"]), binary=False)
+    assert main(["decode", str(run.path), str(tmp_path / "codes.npz"), "--out", str(tmp_path / "out")]) == 2
+    assert "codes: expected bits for this model, got the continuous latents of another" in capsys.readouterr().err
+
+
+def test_pictures_that_are_not_all_written_are_taken_away(run, tmp_path, monkeypatch):
+    write, written = codes_cli.write_atomically, []
+
+    def full(path, content):
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write(path, content)
+
+    lb.save_codes(tmp_path / "codes.npz", Codes(torch.zeros(5, lb.load(run.path).prior.visible), list("abcde")))
+    command = ["decode", str(run.path), str(tmp_path / "codes.npz"), "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(codes_cli, "write_atomically", full)
+        assert main(command) == 2
+    assert len(written) == 3
+    assert main(command) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 5
+
+
 def test_a_split_is_encoded_and_inverted(run, tmp_path):
     for name, options in (("plain", []), ("inverted", ["--invert"])):
         out = tmp_path / f"{name}.npz"

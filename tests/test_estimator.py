@@ -1,5 +1,8 @@
 """The scikit-learn wrapper: scikit-learn's own checks, and that it codes and scores."""
 
+import re
+import signal
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -8,6 +11,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from latentbits.estimator import BinaryCodes
+from latentbits.session import Session
 
 # Each check of scikit-learn's that does not apply, and why.
 EXCEPTIONS = {
@@ -91,3 +95,57 @@ def test_it_stands_in_a_pipeline(digits):
 def test_parameters_out_of_range_are_each_named(digits, changes, message):
     with pytest.raises(ValueError, match=message):
         quick().set_params(**changes).fit(digits[:50])
+
+
+def test_the_fitted_model_stays_as_it_is_when_parameters_change(digits):
+    fitted = quick().fit(digits[:100]).set_params(n_components=5)
+    assert fitted.transform(digits[:2]).shape == (2, 4)
+    assert len(fitted.get_feature_names_out()) == 4
+    assert fitted.inverse_transform(fitted.transform(digits[:2])).shape == (2, 64)
+
+
+def test_samples_are_the_same_unless_asked_for_others(digits):
+    fitted = quick().fit(digits[:100])
+    one, same, other = fitted.sample(20, 5), fitted.sample(20, 5), fitted.sample(20, 5, random_state=3)
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert np.array_equal(other, fitted.sample(20, 5, random_state=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("layers", 16), ("layers", (4.5,)), ("layers", ()), ("n_components", "8"), ("n_epochs", 1.5),
+        ("n_samples", 2.5), ("n_hidden", 10**10), ("threshold", np.nan), ("threshold", "a"),
+        ("validation_fraction", None),
+    ],
+)  # fmt: skip
+def test_parameters_are_named(digits, name, wrong):
+    with pytest.raises(ValueError, match=rf"{name}: expected .*, got {re.escape(repr(wrong))}"):
+        quick().set_params(**{name: wrong}).fit(digits[:20])
+
+
+def test_widths_may_be_an_array(digits):
+    assert quick().set_params(layers=np.array([8, 4])).fit(digits[:50]).transform(digits[:2]).shape == (2, 4)
+
+
+def test_codes_that_are_no_bits_are_refused(digits):
+    with pytest.raises(ValueError, match="X: expected codes of 0s and 1s"):
+        quick().fit(digits[:20]).inverse_transform(np.full((2, 4), np.nan))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["autoencoder", "joint"])
+def test_a_fit_that_is_stopped_fits_nothing(digits, monkeypatch, number, stage):
+    keep = Session.keep
+
+    def stop(self, row):
+        keep(self, row)
+        if row["stage"] == stage:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Session, "keep", stop)
+    codes = quick().set_params(n_epochs=3)
+    with pytest.raises(KeyboardInterrupt, match="stopped before it was fitted"):
+        codes.fit(digits[:100])
+    assert not hasattr(codes, "model_")

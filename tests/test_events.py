@@ -8,6 +8,7 @@ from test_train import tiny
 
 import latentbits as lb
 from latentbits.cli import main
+from latentbits.events import Events
 from latentbits.session import Session
 
 reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -79,3 +80,14 @@ def test_without_the_package_nothing_begins(tmp_path, monkeypatch, capsys):
     assert "pip install tensorboard" in errors
     assert len(errors.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_room_for_events_training_goes_on(tmp_path, monkeypatch):
+    def full(self, row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Events, "_add", full)
+    with pytest.warns(UserWarning, match=r"tensorboard: no more events are written there .*No space") as warned:
+        run = lb.train(tiny(), tmp_path / "run", tensorboard=True, quiet=True)
+    assert run.finished
+    assert len([each for each in warned if "no more events" in str(each.message)]) == 1

@@ -104,7 +104,7 @@ def test_parts_that_would_never_be_called_are_refused(tmp_path):
     continuous = tiny().vary(model={"prior": "normal"}, joint={"objective": "iwae"}, **off)
     with pytest.raises(lb.RunError, match=r"objective: is for latents that are bits.*losses= instead"):
         lb.train(continuous, tmp_path / "run", quiet=True, objective=lb.vimco)
-    with pytest.raises(lb.RunError, match="sampler: is for an RBM's chains, got model.prior=bernoulli"):
+    with pytest.raises(lb.RunError, match=r"sampler: is for an RBM's chains, got model\.prior=bernoulli"):
         lb.train(tiny().vary(model={"prior": "bernoulli"}), tmp_path / "run", quiet=True, sampler=lb.gibbs)
     with pytest.raises(lb.RunError, match="sampler: is for persistent chains"):
         lb.train(
@@ -154,7 +154,7 @@ def test_weights_that_samples_cannot_be_drawn_with_are_refused(tmp_path, wrong):
         signal = lb.vimco(log_w)
         return signal._replace(weights=wrong(signal.weights))
 
-    with pytest.raises(ValueError, match="objective: expected weights of"):
+    with pytest.raises(ValueError, match=r"objective: expected (finite )?weights of"):
         lb.train(tiny(), tmp_path / "run", quiet=True, objective=spoiled)
 
 
