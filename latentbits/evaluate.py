@@ -83,7 +83,7 @@ def check_counts(counts: Counts, images: int) -> None:
         if not bound <= (value := getattr(counts, name)) <= MOST
     ]
     if not 1 <= images <= MOST:
-        problems.append(f"images: expected {'at least 1, got none' if images < 1 else f'up to {MOST:,}, got {images}'}")
+        problems.append(f"images: expected {'at least 1' if images < 1 else f'up to {MOST:,}'}, got {images}")
     if problems:
         raise ValueError("\n".join(problems))
 

@@ -1,6 +1,7 @@
 """What is to be said of a run: how far it has come, what it is, its settings, how to repeat it, how runs differ."""
 
 import platform
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -176,15 +177,18 @@ def configuration(config: Config, images: int) -> list[Group]:
     ]
 
 
-def commands(run: Run, record: Record | None, data_dir: Path | None) -> list[list[str]]:
-    """What repeats the run and its evaluation: titles and command lines."""
+def commands(run: Run, record: Record | None, data_dir: Path | None, stands: Standing) -> list[list[str]]:
+    """What repeats the run, in as many processes, and its evaluation: titles and command lines."""
     options = ["--run", f"{run.path}-again", *(["--data-dir", str(data_dir)] if data_dir else [])]
     if beginnings(run.config):
-        train = ["Train it again", shlex.join(command_for(run.config, *options))]
+        title, words = "Train it again", list(command_for(run.config, *options))
     else:
         words = ["latentbits", "train", str(run.path / "config.json"), *options]
-        train = ["Train it again; no recipe has its name", shlex.join(words)]
-    return [train, *([["Its evaluation was", record.about["command"]]] if record else [])]
+        title = "Train it again; no recipe has its name"
+    processes = re.search(r"(\d+) processes", stands.origin.get("rounding", ""))
+    if processes and int(processes[1]) > 1:  # whose random streams are other ones than one process has
+        words = ["torchrun", "--standalone", "--nproc-per-node", processes[1], "-m", "--", *words]
+    return [[title, shlex.join(words)], *([["Its evaluation was", record.about["command"]]] if record else [])]
 
 
 def highlights(run: Run, form: Form, stands: Standing, record: Record | None) -> list[list[str]]:

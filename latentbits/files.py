@@ -127,6 +127,8 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
     try:
         with open(path, "rb") as stream:
             content = stream.read(most + 1)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path}: not found; correct the path") from error
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from error
     if len(content) > most:

@@ -417,6 +417,6 @@ def page(
         differences=differences(runs) if len(runs) > 1 else None,
         joined=joined_charts(runs) if len(runs) > 1 else [],
         groups=configuration(run.config, sum(len(part) for part in (splits.train, splits.valid, splits.test))),
-        commands=commands(run, record, data_dir),
+        commands=commands(run, record, data_dir, stands),
         seed=SEED,
     )  # fmt: skip

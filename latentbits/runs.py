@@ -397,7 +397,8 @@ def read_weights(path: Path, module: torch.nn.Module) -> None:
     """
     if not path.is_file():
         there = ", ".join(sorted(other.stem for other in path.parent.glob("*.safetensors"))) or "none"
-        raise RunError(f"{path}: not found; the run has not come so far (weights there: {there})")
+        reason = "the run has not come so far, or the name is another"
+        raise RunError(f"{path}: not found; {reason} (weights there: {there})")
     check_fit(path, module)
     tensors, _ = read_sealed(path)
     try:

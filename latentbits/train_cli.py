@@ -121,6 +121,9 @@ def named(recipe: str) -> Config:
         return read_config(path)
     if recipe not in RECIPES and run.exists():
         raise UsageError(f"recipe: {recipe} is the folder of a run; to go on with it: {to_go_on(run)}")
+    if path.suffix.lower() == ".json":
+        found = "one of another ending" if path.is_file() else "nothing there"
+        raise UsageError(f"recipe: expected a recipe's name or a .json file that is there, found {found}: {recipe}")
     return cast(Recipe, lookup(recipe, RECIPES, "recipe")).make()
 
 

@@ -17,8 +17,8 @@ import latentbits as lb
 from latentbits import data, train
 from latentbits.cli import COMMANDS, main
 from latentbits.codes_cli import picture as single
-from latentbits.config import DataConfig, different, without_effect
-from latentbits.facts import highlights, not_comparable, standing
+from latentbits.config import Config, DataConfig, different, without_effect
+from latentbits.facts import Standing, commands, highlights, not_comparable, standing
 from latentbits.folders import square_form
 from latentbits.recipes import RECIPES
 from latentbits.records import last_evaluation, of_other_weights
@@ -108,6 +108,30 @@ def test_an_evaluation_of_other_weights_says_so_where_it_stands(run, tmp_path):
     (first, *_) = highlights(whole, data.load("digits").form, standing(whole), record)
     assert "of other weights than the run's own now: autoencoder" in first[2]
     assert "of other weights than its run's own now" in not_comparable([whole], [record])[0]
+
+
+def test_a_run_of_two_processes_is_repeated_by_two(run):
+    alone = commands(Run(run), None, None, standing(Run(run)))
+    assert alone[0][1].startswith("latentbits train digits ")
+    two = Standing("finished", 1.0, {"rounding": "torch 2, 1 threads, 2 processes, cpu"})
+    (_, line), *_ = commands(Run(run), None, None, two)
+    assert line == f"torchrun --standalone --nproc-per-node 2 -m -- {alone[0][1]}"
+
+
+def test_a_configuration_that_is_not_there_is_not_taken_for_a_recipe(tmp_path, capsys):
+    (tmp_path / "X.JSON").write_text("{}")
+    assert main(["train", str(tmp_path / "nothing.json")]) == 2
+    assert main(["train", str(tmp_path / "X.JSON")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "expected a recipe's name or a .json file that is there, found nothing there" in first
+    assert "found one of another ending" in second
+
+
+def test_a_configurations_name_leads_to_no_other_folder():
+    for name in ("../x", "/tmp/x", "..", "a\\b"):
+        with pytest.raises(ValueError, match="recipe"):
+            Config(recipe=name)
+    assert Config(recipe="my.own-1").recipe == "my.own-1"
 
 
 def test_the_evaluation_of_an_exported_folder_is_not_lost(run, tmp_path):

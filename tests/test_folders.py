@@ -365,6 +365,8 @@ def test_pictures_can_be_made_another_kind_and_home_is_found(tmp_path, monkeypat
     assert config.model.network == "mlp"
     assert options.data_dir == tmp_path / "pictures"
     assert parse_train(["my-images", "--data=images:~/pictures", "--data.kind=black-and-white"]) == (config, options)
+    underscored = ["my-images", "--data_dir", str(tmp_path / "pictures"), "--data.kind", "black-and-white"]
+    assert parse_train(underscored) == (config, options)
     continuous = ["--model.prior=normal", "--autoencoder.epochs=0", "--rbm.cd-epochs=0", "--rbm.pcd-epochs=0"]
     parse_train(["my-images", "--data=images:~/pictures", *continuous, "--joint.objective=iwae"])
     assert "resnet networks, 2048 normal latents," in "".join(capsys.readouterr())
