@@ -35,6 +35,7 @@ from .console import (
     lookup,
     parse,
     say,
+    warn,
 )
 from .evaluate import Counts, check_counts, evaluate, exact_log_partition, some_of
 from .figures import Evaluation
@@ -49,6 +50,9 @@ from .session import TrainingError
 from .sharing import export
 from .splits import DataError, cache_dir
 from .train_cli import NOT_OPTIONS, TrainOptions, print_recipes, run_train
+
+MOST_ELEMENTS = 2**29
+"""Of the largest tensor of samples: 2 GiB of float32, of which a few are made."""
 
 
 def evaluate_run(
@@ -310,9 +314,15 @@ def sample_run(
     check_numbers({**counted, "frames": (frames, 2)}, seed)
     model, form, generator = load(folder.path, weights), data.form_of(folder.config.data), seeded(seed)
     warn_if_unfinished(folder)
+    prior = model if isinstance(model, RBM) else model.prior
+    widest = max(form.dimensions, prior.visible, prior.hidden) * temperatures * (frames if gif else 1)
+    if count * widest > MOST_ELEMENTS:
+        raise UsageError(f"--count: expected up to {MOST_ELEMENTS // widest:,} of this model at once, got {count:,}")
+    if not gif and frames != 50:
+        warn("--frames: has no effect without --gif")
     content = io.BytesIO()
     if gif:
-        if temperatures > 1 or isinstance(model, WGAN) or not isinstance(getattr(model, "prior", model), RBM):
+        if temperatures > 1 or isinstance(model, WGAN) or not isinstance(prior, RBM):
             raise UsageError("--gif: is the walk of plain chains, of a model with an RBM; leave out --temperatures")
         if frames > gibbs_steps + 1:
             raise UsageError(f"--frames: expected at most --gibbs-steps + 1 = {gibbs_steps + 1}, got {frames}")

@@ -74,6 +74,9 @@ def chosen_images(run: Run, images: Path | None, split: str, data_dir: Path | No
     """The pictures at a place, or a split of the run's data; and their form."""
     form = data.form_of(run.config.data)
     if images is not None:
+        for option, given in (("--data-dir", data_dir is not None), ("--split", split != "test")):
+            if given:
+                warn(f"{option}: has no effect where pictures are named")
         with naming("PICTURES"):
             return read_images(images, form, invert), form
     x = getattr(data_of(run, data_dir), split)
@@ -323,6 +326,8 @@ def inpaint_run(
 def kept_pixels(form: Form, keep: str, mask: Path | None) -> Tensor:
     """Which pixels are kept, bool (D,): a half, or what is light in a picture of the images' size."""
     channels, height, width = form.image
+    if mask is not None and keep != "left":
+        warn("--keep: has no effect with --mask")
     if mask is None:
         row, column = torch.arange(height)[:, None], torch.arange(width)
         halves = {

@@ -110,6 +110,14 @@ def test_an_evaluation_of_other_weights_says_so_where_it_stands(run, tmp_path):
     assert "of other weights than its run's own now" in not_comparable([whole], [record])[0]
 
 
+def test_more_samples_than_memory_holds_are_refused(run, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "grid.png")]
+    assert main(["sample", str(run), "--count", "100000000", "--gibbs-steps", "0", *out]) == 2
+    assert "--count: expected up to 8,388,608 of this model at once, got 100,000,000" in capsys.readouterr().err
+    assert main(["sample", str(run), "--count", "3", "--gibbs-steps", "1", "--frames", "5", *out]) == 0
+    assert "--frames: has no effect without --gif" in capsys.readouterr().err
+
+
 def test_a_run_of_two_processes_is_repeated_by_two(run):
     alone = commands(Run(run), None, None, standing(Run(run)))
     assert alone[0][1].startswith("latentbits train digits ")
