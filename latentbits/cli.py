@@ -125,12 +125,13 @@ def evaluate_run(
         counted, seconds = (len(x), len(whole)), time.monotonic() - started
         record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds)
     if is_first:
-        say_kept = keep(folder, record, out)  # before anything is said: a closed pipe must not cost the result
-        print_evaluation(evaluation)
-        say_kept()
+        replaced = (folder.path / "evaluation.json").is_file()
+        keep_evaluation(folder, record, out)  # before anything is said: a closed pipe must not cost the result
         shutil.rmtree(unfinished, ignore_errors=True)
         with contextlib.suppress(OSError):  # where others are unfinished
             unfinished.parent.rmdir()
+        print_evaluation(evaluation)
+        say_where(folder, out, replaced)
 
 
 def place_of_unfinished(folder: Run, *options: object) -> Path:
@@ -143,18 +144,11 @@ def place_of_unfinished(folder: Run, *options: object) -> Path:
     return folder.inner(f"{place}/{fingerprint(*options)}")
 
 
-def keep(folder: Run, record: dict[str, Any], out: Path | None) -> Callable[[], None]:
-    """Write an evaluation's record; returns what says where."""
-    before = (folder.path / "evaluation.json").is_file()
-    keep_evaluation(folder, record, out)
-
-    def say_where() -> None:
-        say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
-        if before:
-            every = folder.path / "evaluations.jsonl"
-            say(f"the evaluation before it stays in {every}; page and model card show the last")
-
-    return say_where
+def say_where(folder: Run, out: Path | None, replaced: bool) -> None:
+    """Say where an evaluation's record was written, and where one that it replaced stays."""
+    say(f"written: {folder.path / 'evaluation.json'}" + (f", {out}" if out else ""))
+    if replaced:
+        say(f"the evaluation before it stays in {folder.path / 'evaluations.jsonl'}; page and model card show the last")
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -163,7 +157,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
     table = evaluation_table(evaluation)
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
-    (console if needed <= console.width else Console(width=needed)).print(table)
+    (console if needed <= console.width else Console(width=needed, highlight=False)).print(table)
 
 
 def load_to_evaluate(run: Path, weights: str) -> LatentModel | RBM:
@@ -315,7 +309,7 @@ def sample_run(
     model, form, generator = load(folder.path, weights), data.form_of(folder.config.data), seeded(seed)
     warn_if_unfinished(folder)
     prior = model if isinstance(model, RBM) else model.prior
-    widest = max(form.dimensions, prior.visible, prior.hidden) * temperatures * (frames if gif else 1)
+    widest = max(form.dimensions * (frames if gif else 1), max(prior.visible, prior.hidden) * temperatures)
     if count * widest > MOST_ELEMENTS:
         raise UsageError(f"--count: expected up to {MOST_ELEMENTS // widest:,} of this model at once, got {count:,}")
     if not gif and frames != 50:

@@ -214,8 +214,7 @@ def score_run(
     if float(scores.effective_sample_size.median()) < FEWEST_EFFECTIVE:
         warn(
             "for half of the images one or two samples carry the whole weight (column effective_sample_size): their "
-            "bounds may lie far below their log-likelihoods, and the errors are larger than stated. --refine-steps "
-            "help, more --samples, and a better model"
+            "bounds may lie far below their log-likelihoods. --refine-steps help, more --samples, and a better model"
         )
     write_atomically(out, table_of_scores(scores, found.names, form).encode(errors="surrogateescape"))
     for i in scores.log_prob.argsort()[:5].tolist():

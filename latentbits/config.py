@@ -278,9 +278,7 @@ class ValidationConfig(Section):
 class Config(Section):
     """Everything that determines a training run."""
 
-    recipe: str = Field(
-        "custom", pattern=r"^$|^[^/\\]*[^/\\.][^/\\]*$", description="name of the recipe that this started from"
-    )
+    recipe: str = Field("custom", description="name of the recipe that this started from")
     seed: int = Field(0, ge=0, lt=2**31, description="of first weights, the order of the data, and all noise")
     sampler: Literal["gibbs", "given"] = Field(
         "gibbs", description="of the persistent negatives; given: an outside sampler, in Python"

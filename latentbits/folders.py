@@ -65,15 +65,17 @@ def read_pictures(path: Path, form: Form, refuse: bool = False) -> Pictures:
     skipped = []
     for name, content in _files(path):
         try:
-            if name in found:
-                raise ValueError("another file has this name")
-            found[name] = _fitted(content, form)
+            fitted = _fitted(content, form)
         except Exception as error:  # a decoder may raise anything
             if refuse:
                 raise DataError(
                     f"{path}: {name} is no whole picture ({error}); remove it, or use --data.damaged skip"
                 ) from error
             skipped.append((name, str(error)))
+            continue
+        if name in found:  # as where an archive is extracted, the last one stays
+            skipped.append((name, "replaced by a later one of this name"))
+        found[name] = fitted
     if not found:
         raise _none_found(path, skipped)
     names = sorted(found)

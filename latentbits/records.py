@@ -1,5 +1,6 @@
 """What a result's file says: figures, the weights and images behind them, and where it all comes from."""
 
+import contextlib
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import torch
 
 from . import __version__, distributed
 from .figures import NLL, Evaluation, doubts
-from .files import append_line, read_text, write_json
+from .files import DamagedError, append_line, read_text, write_json
 from .runs import Run, RunError
 from .splits import Splits
 
@@ -95,7 +96,9 @@ def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> No
         write_json(out, record)
     last, every = folder.path / "evaluation.json", folder.path / "evaluations.jsonl"
     if last.is_file() and not every.exists():  # of a folder that was exported
-        append_line(every, json.loads(read_text(last)))
+        with contextlib.suppress(DamagedError, json.JSONDecodeError):  # which this evaluation is to replace
+            before = json.loads(read_text(last))
+            append_line(every, before)
     write_json(last, record)
     append_line(every, record)
 
@@ -122,7 +125,8 @@ def of_other_weights(run: Run, record: Record, weights: str = "model") -> str:
     evaluated = record.about["weights"]
     there = (run.path / f"{weights}.safetensors").is_file()
     origin = run.weights_origin(weights) if there else {}
-    if evaluated["file"] == weights and all(evaluated.get(key) == origin.get(key) for key in ("stage", "step")):
+    same_place = all(evaluated.get(key) == origin.get(key) for key in ("stage", "step"))
+    if same_place and (evaluated["file"] == weights or "step" in origin):  # the last epoch's may be the best
         return ""
     step = f" at step {evaluated['step']}" if evaluated.get("step") else ""
     stage = f" of stage {evaluated['stage']}" if evaluated.get("stage") else ""

@@ -114,6 +114,8 @@ class Parts(NamedTuple):
         prior = config.model.prior
         if self.objective is not None and prior == "normal":
             raise RunError("objective: is for latents that are bits, got model.prior=normal; give losses= instead")
+        if (self.objective or self.losses) and not (config.warm_start.epochs or config.joint.epochs):
+            raise RunError("objective, losses: are for stage 3, which there is none of with joint.epochs=0")
         if self.sampler is None:
             return
         if prior != "rbm" and not (self.model and isinstance(self.model.prior, RBM)):

@@ -93,7 +93,7 @@ def parallel_tempering(
         Bits, with shape (R, N, M), of which the last are the model's; and the swaps.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit, or z is not bits.
     """
     _check_rbm(rbm)
     _check_betas(betas)
@@ -103,6 +103,7 @@ def parallel_tempering(
         raise ValueError(
             f"parallel_tempering: expected z of shape ({len(betas)}, N, {rbm.visible}), got {tuple(z.shape)}"
         )
+    check_bits("parallel_tempering: z", z, rbm.visible, "*")
     R, N, _ = z.shape
     if not N:
         return z, Swaps.none(R)

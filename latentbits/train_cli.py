@@ -176,6 +176,17 @@ def last_value(args: Sequence[str], option: str) -> str | None:
     return next((value for word, value in reversed(list(pairwise(words))) if word == option), None)
 
 
+def default_folder(recipe: str) -> Path:
+    """The folder of a run that is not named.
+
+    Raises:
+        UsageError: If the name of the recipe, which a file may give, leads to another place than runs.
+    """
+    if recipe in ("", ".", "..") or Path(recipe).name != recipe:
+        raise UsageError(f"--run: expected a folder, for none can be named after the recipe {recipe!r}; name one")
+    return Path("runs") / recipe
+
+
 def to_resume(args: Sequence[str], base: Config) -> Config | None:
     """The configuration of the run that is to be gone on with, if that is asked for and the run is there.
 
@@ -183,7 +194,7 @@ def to_resume(args: Sequence[str], base: Config) -> Config | None:
         UsageError: If it is a run of another recipe, or of another configuration than that of the file that is named.
     """
     recipe = base.recipe
-    run = Run(last_value(args, "--run") or Path("runs") / recipe)
+    run = Run(last_value(args, "--run") or default_folder(recipe))
     if "--resume" not in args or not run.exists():
         return None
     started = run.config
@@ -219,7 +230,7 @@ def in_long_form(args: Sequence[str]) -> list[str]:
 
     words = []
     for word in args:
-        name, sign, value = word.partition("=")
+        name, sign, value = word.partition("=") if word.startswith("--") else (word, "", "")
         name = name.replace("_", "-") if name.startswith("--") else name
         name = long.get(name, name)
         words.append(f"{name}={place(value)}" if sign else place(name))
@@ -261,7 +272,7 @@ def describe(problem: Any) -> str:
 def run_train(args: Sequence[str]) -> int:
     """Train a recipe through its stages, resumably."""
     config, options = parse_train(args)
-    folder = options.run or Path("runs") / config.recipe
+    folder = options.run or default_folder(config.recipe)
     if options.max_minutes is not None and not options.max_minutes > 0:
         raise UsageError(f"--max-minutes: expected a positive number, got {options.max_minutes}")
     check_device(options.device)

@@ -231,9 +231,6 @@ def test_adaptive_schedule_is_unbiased():
     assert abs(mean_scores(np.exp(weights(rbm, 40_000, betas.numpy(), 13, base)), 1.0)) < LIMIT
 
 
-# ----------------------------------------------------------------------------- RAISE
-
-
 @pytest.mark.parametrize("largest", [100.0, 1000.0, 10_000.0])
 @pytest.mark.parametrize("temperatures", [1000, 5000, 10_000])
 def test_steps_of_large_energies_add_up_to_the_whole_way(largest, temperatures):
@@ -242,6 +239,9 @@ def test_steps_of_large_energies_add_up_to_the_whole_way(largest, temperatures):
     estimate = ais(RBM.from_arrays(np.zeros((4, 20)), np.zeros(4), biases), 20, temperatures, seeded(0))
     exact = 4 * math.log(2) + np.logaddexp(0, biases.astype(np.float32).astype(np.float64)).sum()
     assert abs(estimate.log_z - exact) < 1e-3 + 2e-7 * exact
+
+
+# ----------------------------------------------------------------------------- RAISE
 
 
 @pytest.mark.parametrize("betas", [UNEVEN, np.linspace(0, 1, 4), np.array([0.0, 1.0])], ids=["uneven", "3", "1"])

@@ -102,6 +102,10 @@ def test_an_evaluation_of_other_weights_says_so_where_it_stands(run, tmp_path):
     whole = Run(other)
     assert of_other_weights(whole, last_evaluation(whole)) == ""
     assert not_comparable([whole], [last_evaluation(whole)]) == []
+    origin = whole.weights_origin("model")
+    assert main(["evaluate", str(other), "--weights", origin["stage"], *QUICK]) == 0
+    at_its_end = whole.weights_origin(origin["stage"]).get("step") == origin["step"]
+    assert (of_other_weights(whole, last_evaluation(whole)) == "") == at_its_end
     assert main(["evaluate", str(other), "--weights", "autoencoder", *QUICK]) == 0
     record = last_evaluation(whole)
     assert of_other_weights(whole, record).startswith("autoencoder")
@@ -135,11 +139,13 @@ def test_a_configuration_that_is_not_there_is_not_taken_for_a_recipe(tmp_path, c
     assert "found one of another ending" in second
 
 
-def test_a_configurations_name_leads_to_no_other_folder():
-    for name in ("../x", "/tmp/x", "..", "a\\b"):
-        with pytest.raises(ValueError, match="recipe"):
-            Config(recipe=name)
-    assert Config(recipe="my.own-1").recipe == "my.own-1"
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "..", ""])
+def test_a_configurations_name_leads_to_no_other_folder(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(Config(recipe=name).model_dump_json())
+    assert main(["train", "config.json"]) == 2
+    assert f"--run: expected a folder, for none can be named after the recipe {name!r}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_the_evaluation_of_an_exported_folder_is_not_lost(run, tmp_path):
@@ -149,6 +155,10 @@ def test_the_evaluation_of_an_exported_folder_is_not_lost(run, tmp_path):
     assert main(["evaluate", str(tmp_path / "shared"), "--seed", "7", *QUICK]) == 0
     lines = (tmp_path / "shared" / "evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line)["seed"] for line in lines] == [first["seed"], 7]
+    (tmp_path / "shared" / "evaluations.jsonl").unlink()
+    (tmp_path / "shared" / "evaluation.json").write_text("damaged")
+    assert main(["evaluate", str(tmp_path / "shared"), *QUICK]) == 0
+    assert len((tmp_path / "shared" / "evaluations.jsonl").read_text().splitlines()) == 1
 
 
 def test_evaluating_does_not_change_the_run(run):

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from checks import seeded
+from checks import LIMIT, seeded
 from packaging.specifiers import SpecifierSet
 from PIL import Image
 
@@ -319,14 +319,14 @@ def test_quick_start_gives_what_it_says(quick_start):
 
 
 def test_exact_ais_and_raise_agree_on_digits(after, quick_start):
-    """As the README's command found: AIS within 3 standard errors of exact, RAISE's NLL within 0.1 of the exact one."""
+    """As the README's command found: AIS near exact by its error, RAISE's NLL within 0.1 of the exact one."""
     record = json.loads((after("README.md").folder / "runs/digits/evaluation.json").read_text())
     result = lb.Evaluation.model_validate(record["evaluation"])
     exact, annealed = result.log_partition, result.log_partition_ais
     assert exact.method == "exact"
     assert exact.value == pytest.approx(float(quick_start["log_z"]))
     assert annealed.standard_error < 0.02
-    assert abs(annealed.value - exact.value) < 3 * annealed.standard_error
+    assert abs(annealed.value - exact.value) < LIMIT * annealed.standard_error
     assert abs(result.likelihood_raise.difference) < 0.1
     # the RBM is not a factorized prior in disguise, for which annealing would be trivial
     assert lb.ais(quick_start["rbm"], chains=1000, temperatures=20, generator=seeded(1)).ess < 900

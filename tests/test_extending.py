@@ -110,6 +110,8 @@ def test_parts_that_would_never_be_called_are_refused(tmp_path):
         lb.train(
             tiny().vary(rbm={"pcd_epochs": 0}, joint={"epochs": 0}), tmp_path / "run", quiet=True, sampler=lb.gibbs
         )
+    with pytest.raises(lb.RunError, match="objective, losses: are for stage 3"):
+        lb.train(tiny().vary(joint={"epochs": 0}), tmp_path / "run", quiet=True, objective=lb.vimco)
     assert not (tmp_path / "run").exists()
 
 

@@ -152,8 +152,8 @@ def test_a_second_file_of_one_name_is_named(tmp_path, files, kind):
             member.size = len(files["001.png"])
             archive.addfile(member, stream)
     pictures = folders.read_pictures(path, SQUARE)
-    assert (pictures.names, pictures.skipped) == (sorted(files), [("000.png", "another file has this name")])
-    np.testing.assert_array_equal(pictures.images[0].reshape(3, 8, 8), random_pixels(0).transpose(2, 0, 1))
+    assert (pictures.names, pictures.skipped) == (sorted(files), [("000.png", "replaced by a later one of this name")])
+    np.testing.assert_array_equal(pictures.images[0].reshape(3, 8, 8), random_pixels(1).transpose(2, 0, 1))
     assert folders.describe(path).files == 60
 
 
@@ -365,6 +365,9 @@ def test_pictures_can_be_made_another_kind_and_home_is_found(tmp_path, monkeypat
     assert config.model.network == "mlp"
     assert options.data_dir == tmp_path / "pictures"
     assert parse_train(["my-images", "--data=images:~/pictures", "--data.kind=black-and-white"]) == (config, options)
+    (tmp_path / "pictures").rename(tmp_path / "a=b")
+    assert parse_train(["my-images", "--data", "images:~/a=b"])[1].data_dir == tmp_path / "a=b"
+    (tmp_path / "a=b").rename(tmp_path / "pictures")
     underscored = ["my-images", "--data_dir", str(tmp_path / "pictures"), "--data.kind", "black-and-white"]
     assert parse_train(underscored) == (config, options)
     continuous = ["--model.prior=normal", "--autoencoder.epochs=0", "--rbm.cd-epochs=0", "--rbm.pcd-epochs=0"]
