@@ -51,6 +51,8 @@ from .sharing import export
 from .splits import DataError, cache_dir
 from .train_cli import NOT_OPTIONS, TrainOptions, print_recipes, run_train
 
+FRAMES = 50
+
 MOST_ELEMENTS = 2**29
 """Of the largest tensor of samples: 2 GiB of float32, of which a few are made."""
 
@@ -127,9 +129,7 @@ def evaluate_run(
     if is_first:
         replaced = (folder.path / "evaluation.json").is_file()
         keep_evaluation(folder, record, out)  # before anything is said: a closed pipe must not cost the result
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with contextlib.suppress(OSError):  # where others are unfinished
-            unfinished.parent.rmdir()
+        clear_unfinished(unfinished)
         print_evaluation(evaluation)
         say_where(folder, out, replaced)
 
@@ -142,6 +142,13 @@ def place_of_unfinished(folder: Run, *options: object) -> Path:
     """
     place = folder.inner("unfinished-evaluation").name
     return folder.inner(f"{place}/{fingerprint(*options)}")
+
+
+def clear_unfinished(place: Path) -> None:
+    """Remove what an evaluation that is done has written down, and the folder about it unless it holds others'."""
+    shutil.rmtree(place, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        place.parent.rmdir()
 
 
 def say_where(folder: Run, out: Path | None, replaced: bool) -> None:
@@ -268,7 +275,7 @@ def sample_run(
     weights: Weights = "model",
     grid: bool = True,
     gif: bool = False,
-    frames: int = 50,
+    frames: int = FRAMES,
     out: Annotated[Path | None, tyro.conf.arg(metavar="PLACE"), OPTIONAL] = None,
     overwrite: bool = False,
 ) -> None:
@@ -309,17 +316,16 @@ def sample_run(
     model, form, generator = load(folder.path, weights), data.form_of(folder.config.data), seeded(seed)
     warn_if_unfinished(folder)
     prior = model if isinstance(model, RBM) else model.prior
-    widest = max(form.dimensions * (frames if gif else 1), max(prior.visible, prior.hidden) * temperatures)
-    if count * widest > MOST_ELEMENTS:
-        raise UsageError(f"--count: expected up to {MOST_ELEMENTS // widest:,} of this model at once, got {count:,}")
-    if not gif and frames != 50:
+    if gif and (temperatures > 1 or isinstance(model, WGAN) or not isinstance(prior, RBM)):
+        raise UsageError("--gif: is the walk of plain chains, of a model with an RBM; leave out --temperatures")
+    if gif and frames > gibbs_steps + 1:
+        raise UsageError(f"--frames: expected at most --gibbs-steps + 1 = {gibbs_steps + 1}, got {frames}")
+    if not gif and frames != FRAMES:
         warn("--frames: has no effect without --gif")
+    check_memory(count, form.dimensions * (frames if gif else 1), max(prior.visible, prior.hidden) * temperatures)
     content = io.BytesIO()
     if gif:
-        if temperatures > 1 or isinstance(model, WGAN) or not isinstance(prior, RBM):
-            raise UsageError("--gif: is the walk of plain chains, of a model with an RBM; leave out --temperatures")
-        if frames > gibbs_steps + 1:
-            raise UsageError(f"--frames: expected at most --gibbs-steps + 1 = {gibbs_steps + 1}, got {frames}")
+        assert not isinstance(model, WGAN)
         report.animation(list(report.walk(model, count, gibbs_steps, frames, generator)), form, content)
     else:
         images = report.draw(model, count, gibbs_steps, generator, temperatures)
@@ -329,6 +335,13 @@ def sample_run(
         report.grid(images, form, zoom=report.zoom_for(form)).save(content, "PNG")
     write_atomically(path, content.getvalue())
     say(f"written: {path}")
+
+
+def check_memory(count: int, pixels: int, units: int) -> None:
+    """Refuse more samples than memory is likely to hold, each of so many numbers in pixels and in a layer's units."""
+    most = MOST_ELEMENTS // max(pixels, units)
+    if count > most:
+        raise UsageError(f"--count: expected up to {most:,} of this model at once, got {count:,}")
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -99,7 +99,7 @@ def total(values: Tensor) -> Tensor:
     return summed.to(values.device)
 
 
-def numbers_for_the_free(count: int) -> Iterator[int]:
+def share_dynamically(count: int) -> Iterator[int]:
     """Numbers from 0 to count - 1, each in one process only: the one that asks for it first.
 
     So a process that is slowed by other work gets fewer. All have to go through theirs to the end, and in the same

@@ -371,7 +371,7 @@ def _parts_to_do(x: Tensor, samples: int, done: Tensor) -> Iterator[tuple[int, s
     done = distributed.total(done.int()).bool()
     size = max(1, min(IMAGES_PER_PART, DIMENSIONS_PER_PART // x.shape[1], SAMPLES_PER_PART // samples))
     parts = [slice(first, min(first + size, len(x))) for first in range(0, len(x), size)]
-    for number in distributed.numbers_for_the_free(len(parts)):
+    for number in distributed.share_dynamically(len(parts)):
         if not done[parts[number].start]:
             yield number, parts[number]
 

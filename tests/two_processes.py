@@ -152,7 +152,7 @@ def main(folder):
         result = everything() | {"world": torch.tensor([rank, size])}
         result["gathered"] = distributed.gather(torch.tensor([[rank, rank + 10]]))
         result["any"] = torch.tensor(distributed.any_of(rank == 1, False))
-        slow = [time.sleep(0.2 * rank) or number for number in distributed.numbers_for_the_free(40)]
+        slow = [time.sleep(0.2 * rank) or number for number in distributed.share_dynamically(40)]
         result["numbers"] = torch.tensor(slow)
         done = torch.arange(2000) // 500 == rank  # the first process has done the first 500, the second the next
         result["parts"] = torch.tensor([number for number, _ in _parts_to_do(torch.zeros(2000, 12), 10, done)])
