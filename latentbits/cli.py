@@ -49,7 +49,7 @@ from .runs import Run, data_of, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .sharing import export
 from .splits import DataError, cache_dir
-from .train_cli import NOT_OPTIONS, TrainOptions, print_recipes, run_train
+from .train_cli import NOT_OPTIONS, STOPPED, TrainOptions, print_recipes, run_train
 
 FRAMES = 50
 
@@ -460,6 +460,7 @@ def print_completion(shell: tyro.conf.Positional[Literal["bash", "zsh"]]) -> Non
     for name, command in COMMANDS.items():
         if command.function is not None:
             commands[name] = options_of(command.function, is_positional)
+    commands["sample"]["--pretrained"] = pretrained_names()
     models = dict.fromkeys(("encode", "decode", "score", "inpaint"), pretrained_names())
     first_words = {"train": list(RECIPES), "completion": ["bash", "zsh"], **models}
     print(script(commands, first_words, {"train my-images": ["--data", "--size"]}, shell), end="")
@@ -561,7 +562,7 @@ def refuse(reasons: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it did its work, 2 if it was asked something it cannot do."""
+    """Run a command; 0 if it did its work, 2 if it was asked something it cannot do, 130 if it was stopped."""
     args = sys.argv[1:] if argv is None else list(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -584,7 +585,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = " ".join(str(error).split())[:200] or "no more is to be had"
         return refuse(f"memory does not suffice ({reason}); ask for fewer or smaller things at once")
     except KeyboardInterrupt:
-        return 130
+        return STOPPED
 
 
 if __name__ == "__main__":

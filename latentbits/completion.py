@@ -19,6 +19,9 @@ BASH = """_latentbits() {{
       *) case "${{COMP_WORDS[1]}}" in
 {options}
       esac
+      case "${{COMP_WORDS[1]}} $COMP_CWORD" in
+{first}
+      esac
       case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
 {more}
       esac ;;
@@ -30,7 +33,8 @@ complete -o default -F _latentbits latentbits
 """
 ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
 
-Options = dict[str, list[str]]
+Options = dict[str, list[str] | None]
+"""Options, and the words that can follow each: none where they cannot be listed, None where nothing follows."""
 
 
 def dashed(name: str) -> str:
@@ -38,8 +42,10 @@ def dashed(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def choices_of(annotation: object) -> list[str]:
-    """The words that a value can be on a command line, if they can be listed."""
+def choices_of(annotation: object) -> list[str] | None:
+    """The words that a value can be on a command line, if they can be listed; None for a switch, which has none."""
+    if annotation is bool:
+        return None
     if typing.get_origin(annotation) is not typing.Literal:
         return []
     return [str(word) for word in typing.get_args(annotation) if word != "given"]  # which is for Python
@@ -71,18 +77,20 @@ def script(
 
     Arguments:
         commands: Each command's options, and their choices.
-        first_words: What can stand behind a command besides options, such as recipes.
-        more: Options that a command has behind a certain first word only, by the two.
+        first_words: What can stand right behind a command besides options, such as recipes.
+        more: Options, with a free value, that a command has behind a certain first word only, by the two.
         shell: "bash" or "zsh".
     """
     choices, options = [], []
     for command, found in commands.items():
-        for option, words in found.items():
-            if words:
-                choices.append(f'      "{command} {option}") words="{" ".join(words)}" ;;')
-        words = [*first_words.get(command, []), *found, "--help"]
-        options.append(f'        {command}) words="{" ".join(words)}" ;;')
-    only = [f'        "{both}") words="$words {" ".join(found)}" ;;' for both, found in more.items()]
-    parts = {"choices": choices, "options": options, "more": only}
-    bash = BASH.format(commands=" ".join(commands), **{name: "\n".join(lines) for name, lines in parts.items()})
+        choices += [f'"{command} {option}") words="{" ".join(words)}" ;;' for option, words in found.items() if words]
+        if free := [f'"{command} {option}"' for option, words in found.items() if words == []]:
+            choices.append(f"{'|'.join(free)}) ;;")  # without words, bash offers files
+        options.append(f'{command}) words="{" ".join([*found, "--help"])}" ;;')
+    first = [f'"{command} 2") words="{" ".join(words)} $words" ;;' for command, words in first_words.items()]
+    choices += [f'"{both.split()[0]} {option}") ;;' for both, found in more.items() for option in found]
+    only = [f'"{both}") words="$words {" ".join(found)}" ;;' for both, found in more.items()]
+    parts = {"choices": choices, "options": options, "first": first, "more": only}
+    indented = {name: "\n".join(f"        {line}" for line in lines) for name, lines in parts.items()}
+    bash = BASH.format(commands=" ".join(commands), **indented)
     return (ZSH if shell == "zsh" else "") + bash

@@ -56,6 +56,9 @@ class AutocorrelationTime(NamedTuple):
     window: int
     whole: bool
 
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ± {self.standard_error:.2g}" if self.whole else f"at least about {self.value:.3g}"
+
 
 def autocorrelation(x: Tensor, lags: int) -> Tensor:
     """Autocorrelation of chains x (N, T) about their common mean, at lags 0 to ``lags``, with shape (lags + 1,).
@@ -92,15 +95,15 @@ def autocorrelation_time(rho: Tensor, values: int) -> AutocorrelationTime:
     return AutocorrelationTime(tau, abs(tau) * math.sqrt(2 * (2 * window + 1) / values), window, len(ends) > 0)
 
 
-class ChainDiagnosis(NamedTuple):
-    """Gibbs chains from two kinds of starts, by their free energies.
+class Trace(NamedTuple):
+    """A function of the state along Gibbs chains from two kinds of starts.
 
     Attributes:
-        from_random: Free energies of chains that started at random bits, after each step, with shape (N, T).
+        from_random: Its values along chains that started at random bits, after each step, with shape (N, T).
         from_data: The same from bits of data.
         rho: Autocorrelation over the second halves of all chains, with shape (lags + 1,).
         time: Its integral.
-        difference: Mean free energy in the second halves, from random bits minus from data.
+        difference: Mean in the second halves, from random bits minus from data.
         difference_error: Its standard error, over chains.
     """
 
@@ -110,6 +113,19 @@ class ChainDiagnosis(NamedTuple):
     time: AutocorrelationTime
     difference: float
     difference_error: float
+
+
+class ChainDiagnosis(NamedTuple):
+    """Gibbs chains from two kinds of starts, seen in two ways.
+
+    Attributes:
+        free_energy: F(z), in nats.
+        projection: z on the leading left singular vector of W, which tells modes apart that have the same free energy,
+            as a state of spins without fields and its mirror image have.
+    """
+
+    free_energy: Trace
+    projection: Trace
 
 
 class AnnealingDiagnosis(NamedTuple):
@@ -156,20 +172,28 @@ class Diagnosis(NamedTuple):
 
 
 @torch.no_grad()
-def free_energies(
+def leading_direction(rbm: RBM) -> Tensor:
+    """The left singular vector of W with the largest singular value, (M,), its sum not negative."""
+    W = rbm.weight.double()
+    u: Tensor = torch.linalg.eigh(W @ W.T).eigenvectors[:, -1].to(rbm.weight)
+    return u if u.sum() >= 0 else -u
+
+
+@torch.no_grad()
+def observe(
     rbm: RBM,
     z: Tensor,
     steps: int,
     generator: torch.Generator | None = None,
     tell: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
-    """Free energies, in nats, along Gibbs chains that start at bits z (N, M), after each, (N, steps)."""
-    trace = torch.empty(len(z), steps, dtype=torch.float64)
+    """Gibbs chains that start at bits z (N, M): free energy, in nats, and projection after each step, (2, N, steps)."""
+    u, traces = leading_direction(rbm), torch.empty(2, len(z), steps, dtype=torch.float64)
     for t in range(steps):
         z = gibbs(rbm, z, 1, generator)
-        trace[:, t] = rbm.free_energy(z)
+        traces[0, :, t], traces[1, :, t] = rbm.free_energy(z), z @ u
         tell((t + 1) / steps)
-    return trace
+    return traces
 
 
 def affordable(seconds_each: float, seconds: float, choices: Sequence[int]) -> int:
@@ -191,14 +215,19 @@ def diagnose_chains(
     """Run chains from random bits and from bits of data z (N, M) for so many seconds, and compare."""
     first = torch.cat([random_bits(len(z), rbm, generator), z.to(rbm.weight)])
     scratch = torch.Generator().manual_seed(0)  # how fast it goes must not change what is drawn
-    each = _seconds_each(lambda steps: free_energies(rbm, first, steps, scratch), 5)
+    each = _seconds_each(lambda steps: observe(rbm, first, steps, scratch), 5)
     steps = affordable(each, seconds, COUNTS)
-    trace = free_energies(rbm, first, steps, generator, lambda share: report("Gibbs chains", share, f"{steps:,} steps"))
-    settled = trace[:, steps // 2 :]
+    traces = observe(rbm, first, steps, generator, lambda share: report("Gibbs chains", share, f"{steps:,} steps"))
+    return ChainDiagnosis(*(compare(*trace.split(len(z))) for trace in traces))
+
+
+def compare(from_random: Tensor, from_data: Tensor) -> Trace:
+    """Values along chains from two kinds of starts, (N, T) each, with what their second halves say."""
+    steps = from_random.shape[1]
+    settled = torch.cat([from_random, from_data])[:, steps // 2 :]
     rho = autocorrelation(settled, settled.shape[1] // 2)
-    means = settled.mean(1).split(len(z))
-    from_random, from_data = trace.split(len(z))
-    return ChainDiagnosis(
+    means = settled.mean(1).split(len(from_random))
+    return Trace(
         from_random,
         from_data,
         rho,
@@ -261,9 +290,6 @@ def diagnose(
         temperatures: Of parallel tempering; below 2 for none.
         generator: Source of the randomness; the default generator if None.
         report: Told now and then how far a phase has come.
-
-    Chains are seen by their free energies alone. Between states that have the same, as a state of spins without fields
-    and its mirror image have, they may never cross, and it does not show.
 
     Raises:
         ValueError: If z is not bits of this shape.

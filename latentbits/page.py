@@ -226,16 +226,20 @@ def examine(model: Model | None, splits: Splits, seconds: float, temperatures: i
 
 def diagnosis_charts(found: Diagnosis) -> list[Chart]:
     """Gibbs chains, annealing, and tempering where it was asked for."""
-    chains, (estimate, betas), tempering = found.chains, found.annealing, found.tempering
-    steps = chains.from_random.shape[1]
+    (energy, projection), (estimate, betas), tempering = found.chains, found.annealing, found.tempering
+    steps = energy.from_random.shape[1]
     places = np.unique(np.geomspace(1, steps, 120).astype(int))
     step = {"Gibbs steps": places.astype(float).tolist()}
     energies = [
         Series(name, step, trace.mean(0)[places - 1].tolist())
-        for name, trace in (("from random bits", chains.from_random), ("from bits of data", chains.from_data))
+        for name, trace in (("from random bits", energy.from_random), ("from bits of data", energy.from_data))
     ]
-    lags = min(len(chains.rho), max(20, 2 * chains.time.window))
-    rho = Series("", {"lag in steps": [float(lag) for lag in range(lags)]}, chains.rho[:lags].tolist())
+    lags = min(len(energy.rho), max(20, 2 * energy.time.window, 2 * projection.time.window))
+    lag = {"lag in steps": [float(lag) for lag in range(lags)]}
+    rho = [
+        Series(name, lag, trace.rho[:lags].tolist())
+        for name, trace in (("free energy", energy), ("projection", projection))
+    ]
     share = {"share of the transitions": np.linspace(0, 1, 101).tolist()}
     schedule = np.interp(share["share of the transitions"], np.linspace(0, 1, len(betas)), betas.numpy())
     weights = histogram({"": estimate.log_weights.numpy()}, "log-weight, nats", 30, 1.0)
@@ -250,9 +254,9 @@ def diagnosis_charts(found: Diagnosis) -> list[Chart]:
             note="Where the two kinds of starts have met, the chains have forgotten them.",
         ),
         Chart(
-            "Autocorrelation of the free energy", "", [rho], limits=(min(0.0, min(rho.y)), 1.0),
-            marks=[(float(chains.time.window), "end of the sum")] if chains.time.window < lags else [],
-            note="Over the second half of all chains, about their common mean.",
+            "Autocorrelation along Gibbs chains", "", rho, limits=(min(0.0, *(min(each.y) for each in rho)), 1.0),
+            note="Over the second half of all chains, about their common mean; of the free energy, and of the state's "
+            "projection on the leading left singular vector of W, which sees modes of equal free energy.",
         ),
         Chart(
             "Log-weights of AIS chains", "share", weights, "bars", marks=[(estimate.log_z, "log Z")],
@@ -273,18 +277,23 @@ def diagnosis_charts(found: Diagnosis) -> list[Chart]:
 
 def diagnosis_table(found: Diagnosis) -> Table:
     """The figures of a diagnosis, with what they were measured on."""
-    chains, estimate, tempering = found.chains, found.annealing.estimate, found.tempering
-    n, steps = len(chains.from_random), chains.from_random.shape[1]
-    tau = f"{chains.time.value:.3g} ± {chains.time.standard_error:.2g}"
+    (energy, projection), estimate, tempering = found.chains, found.annealing.estimate, found.tempering
+    n, steps = energy.from_random.shape
     rows = [
         [
             "integrated autocorrelation time of the free energy",
-            f"{tau} steps" if chains.time.whole else f"at least about {chains.time.value:.3g} steps",
+            f"{energy.time} steps",
             f"2 × {n} chains, {steps:,} steps, their second half",
         ],
         [
             "mean free energy, from random bits minus from bits of data",
-            f"{chains.difference:+.3f} ± {chains.difference_error:.3f} nats",
+            f"{energy.difference:+.3f} ± {energy.difference_error:.3f} nats",
+            "the same",
+        ],
+        ["integrated autocorrelation time of the projection", f"{projection.time} steps", "the same"],
+        [
+            "mean projection, from random bits minus from bits of data",
+            f"{projection.difference:+.3f} ± {projection.difference_error:.3f}",
             "the same",
         ],
         [

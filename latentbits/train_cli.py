@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -47,6 +48,9 @@ class TrainOptions:
     device: Device = "cpu"
     tensorboard: bool = False
 
+
+STOPPED = 130
+"""The status of what was stopped by a signal, as shells have it for Ctrl-C: what follows it by && does not begin."""
 
 FEW = 1000
 """Pictures below which a model is not likely to know much of any others."""
@@ -270,7 +274,8 @@ def describe(problem: Any) -> str:
 
 
 def run_train(args: Sequence[str]) -> int:
-    """Train a recipe through its stages, resumably."""
+    """Train a recipe through its stages, resumably; 0 at its end or that of its minutes, 130 if stopped before."""
+    began = time.monotonic()
     config, options = parse_train(args)
     folder = options.run or default_folder(config.recipe)
     if options.max_minutes is not None and not options.max_minutes > 0:
@@ -282,8 +287,10 @@ def run_train(args: Sequence[str]) -> int:
             config, folder, options.resume, options.max_minutes, options.data_dir, options.device,
             tensorboard=options.tensorboard,
         )  # fmt: skip
+    in_time = options.max_minutes is not None and time.monotonic() - began >= 60 * options.max_minutes
+    status = 0 if run.finished or in_time else STOPPED
     if not is_first:
-        return 0
+        return status
     place = f" --data-dir {shlex.quote(str(options.data_dir))}" if options.data_dir else ""
     path = shlex.quote(str(run.path))
     if run.finished:
@@ -291,4 +298,4 @@ def run_train(args: Sequence[str]) -> int:
         say(f"finished: {run.path}\nnext: latentbits {command}")
     else:
         say(f"stopped: {run.path}\nnext: {to_go_on(run)}{place}")
-    return 0
+    return status

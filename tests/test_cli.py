@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -14,7 +15,7 @@ from PIL import Image
 from test_train import tiny, weights
 
 import latentbits as lb
-from latentbits import data, train
+from latentbits import data, pretrain, train
 from latentbits.cli import COMMANDS, main
 from latentbits.codes_cli import picture as single
 from latentbits.config import Config, DataConfig, different, without_effect
@@ -257,6 +258,19 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys):
     assert main(["train", "digits", "--run", str(path), "--resume"]) == 0
     assert "finished:" in capsys.readouterr().out
     assert Run(path).config.model.latent == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_a_signal_stops_ends_with_its_own_status(tmp_path, monkeypatch, capsys, number):
+    path, soft_binarize = tmp_path / "run", pretrain.soft_binarize
+
+    def interrupted(*arguments):
+        signal.raise_signal(number)
+        return soft_binarize(*arguments)
+
+    monkeypatch.setattr(pretrain, "soft_binarize", interrupted)
+    assert main(["train", "digits", "--run", str(path), "--max-minutes", "9", *TINY]) == 130
+    assert f"stopped: {path}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,16 @@ def test_options_and_their_choices(offered):
     assert offered("train", "my-images", "--data.kind", "g") == ["grey"]
 
 
+def test_what_follows_an_option_is_its_value(offered):
+    """No words where the value is free: then bash offers files."""
+    assert offered("train", "digits", "--run", "") == []
+    assert offered("train", "my-images", "--data", "") == []
+    assert offered("train", "digits", "--resume", "--max") == ["--max-minutes"]  # a switch has no value
+    assert offered("sample", "--pretrained", "mnist") == ["mnist-mlp", "mnist-mlp-best"]
+    assert offered("train", "digits", "mnist") == []  # a recipe stands first
+    assert offered("encode", "mnist-mlp", "mnist") == []
+
+
 def test_every_option_is_one_that_the_command_knows(offered, capsys):
     """Against the command's own help."""
     for name in ("sample", "evaluate", "export", "inpaint"):

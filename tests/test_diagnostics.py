@@ -15,7 +15,8 @@ from latentbits.diagnostics import (
     autocorrelation,
     autocorrelation_time,
     diagnose,
-    free_energies,
+    leading_direction,
+    observe,
 )
 from latentbits.gibbs import gibbs, random_bits
 from latentbits.rbm import RBM
@@ -65,7 +66,7 @@ def test_gibbs_chains_have_the_enumerated_autocorrelation_of_their_free_energy()
         exact.append((p @ (f * ahead) - mean**2) / variance)
         ahead = T @ ahead
     z = gibbs(rbm, random_bits(500, rbm, seeded(3)), 200, seeded(4))
-    trace = free_energies(rbm, z, 600, seeded(5))
+    trace = observe(rbm, z, 600, seeded(5))[0]
     assert abs(float(trace.mean()) - mean) < LIMIT * float(trace.mean(1).std()) / math.sqrt(500)
     assert np.allclose(autocorrelation(trace, lags), exact, atol=0.01)
     # tau is the sum over all lags, by solving (1 - T) g = f - mean on the functions with mean zero
@@ -107,14 +108,16 @@ def test_a_diagnosis_agrees_with_exact_values_and_repeats():
     assert abs(estimate.log_z - log_partition(machine(rbm))) < LIMIT * estimate.standard_error
     assert len(estimate.log_weights) == 250
     assert found.annealing.betas.shape == (101,)
-    assert found.chains.from_random.shape == found.chains.from_data.shape == (50, 100)
-    assert abs(found.chains.difference) < LIMIT * found.chains.difference_error
+    for trace in found.chains:
+        assert trace.from_random.shape == trace.from_data.shape == (50, 100)
+        assert abs(trace.difference) < LIMIT * trace.difference_error
+        assert trace.time.value < 20
     assert found.tempering.betas.tolist()[::2] == [0, 1]
     assert found.tempering.swaps.tried.sum() == 300 * found.tempering.chains
     assert 0 < found.tempering.barrier < 2
     assert found.seconds > 0
     # how fast the machine is decides how much is done, and not what comes of it
-    assert torch.equal(found.chains.from_data, again.chains.from_data)
+    assert torch.equal(found.chains.free_energy.from_data, again.chains.free_energy.from_data)
     assert torch.equal(estimate.log_weights, again.annealing.estimate.log_weights)
     assert torch.equal(found.tempering.swaps.refused, again.tempering.swaps.refused)
     assert {title for title, _ in told} == {"Gibbs chains", "AIS", "parallel tempering"}
@@ -124,7 +127,27 @@ def test_a_diagnosis_agrees_with_exact_values_and_repeats():
 def test_chains_that_cannot_leave_their_mode_are_told():
     """Two modes, all zeros and all ones, 10 nats apart, between which Gibbs steps do not cross."""
     rbm = RBM.from_arrays(np.full((10, 1), 20.0), np.full(10, -9.0), np.array([-100.0]))
-    chains = diagnose(rbm, torch.zeros(50, 10), 1e-6, 1, seeded(10), lambda *told: None).chains
-    assert chains.difference < -5 * chains.difference_error
-    assert not chains.time.whole
-    assert chains.rho.min() > 0.9
+    energy = diagnose(rbm, torch.zeros(50, 10), 1e-6, 1, seeded(10), lambda *told: None).chains.free_energy
+    assert energy.difference < -5 * energy.difference_error
+    assert not energy.time.whole
+    assert energy.rho.min() > 0.9
+
+
+def test_chains_that_cannot_leave_their_mode_are_told_where_modes_have_the_same_free_energy():
+    """Spins without fields: all zeros and all ones are mirror images, between which Gibbs steps do not cross."""
+    rbm = RBM.from_arrays(np.full((10, 1), 8.0), np.full(10, -4.0), np.array([-40.0]))
+    z = gibbs(rbm, torch.zeros(50, 10), 10, seeded(11))
+    energy, projection = diagnose(rbm, z, 1e-6, 1, seeded(12), lambda *told: None).chains
+    assert energy.time.value < 2
+    assert abs(energy.difference) < LIMIT * energy.difference_error
+    assert not projection.time.whole
+    assert projection.rho.min() > 0.9
+    assert projection.difference > 5 * projection.difference_error  # data's chains are all in one of the two
+
+
+def test_the_leading_direction_is_the_one_that_the_weights_see_most_of():
+    rbm = random_rbm(7, 4, seed=13)
+    left, _, _ = np.linalg.svd(rbm.weight.detach().numpy())
+    u = leading_direction(rbm).numpy()
+    assert np.allclose(np.abs(u @ left[:, 0]), 1, atol=1e-6)
+    assert u.sum() >= 0
