@@ -26,14 +26,16 @@ class Codes(NamedTuple):
     Attributes:
         z: Bits as 0.0 and 1.0, or continuous latents, with shape (N, M).
         names: Of the images.
+        made_by: Fingerprint of the weights that made them; empty if not known.
     """
 
     z: Tensor
     names: list[str]
+    made_by: str = ""
 
 
 def save_codes(path: Path | str, codes: Codes, binary: bool = True) -> None:
-    """Write codes as an npz file: ``names``, and ``bits`` packed by eight with their number, or ``latents``.
+    """Write codes as an npz file: ``names``, ``made_by``, and ``bits`` packed by eight and ``count``, or ``latents``.
 
     Raises:
         ValueError: If they are not bits although they should be, or have not a name each.
@@ -45,7 +47,8 @@ def save_codes(path: Path | str, codes: Codes, binary: bool = True) -> None:
         raise ValueError("codes: expected 0s and 1s, got other values; continuous latents are written by binary=False")
     arrays = {"bits": np.packbits(z.astype(bool), axis=1), "count": np.array(z.shape[1])} if binary else {"latents": z}
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, names=np.array(codes.names), **arrays)
+    about = {"names": np.array(codes.names), "made_by": np.array(codes.made_by)}
+    np.savez_compressed(content, allow_pickle=False, **about, **arrays)
     write_atomically(Path(path), content.getvalue())
 
 
@@ -58,16 +61,18 @@ def load_codes(path: Path) -> Codes:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_size(path, sum(info.file_size for info in archive.infolist()))
-        names, z = _arrays(path)
+        codes = _arrays(path)
     except CodesError:
         raise
     except FileNotFoundError as error:
         raise CodesError(f"{path}: not found; `latentbits encode` writes such a file") from error
     except Exception as error:  # zipfile, numpy and what unpacks for them raise many kinds
         raise CodesError(f"{path}: expected codes from `latentbits encode`, found another or a damaged file") from error
-    if z.ndim != 2 or len(z) != len(names) or not np.isfinite(z).all():
-        raise CodesError(f"{path}: expected finite codes and a name for each, found {z.shape} and {len(names)} names")
-    return Codes(torch.from_numpy(z), names)
+    z, names = codes.z, codes.names
+    if z.ndim != 2 or len(z) != len(names) or not z.isfinite().all():
+        shape = tuple(z.shape)
+        raise CodesError(f"{path}: expected finite codes and a name for each, found {shape} and {len(names)} names")
+    return codes
 
 
 def _check_size(path: Path, size: int) -> None:
@@ -75,16 +80,18 @@ def _check_size(path: Path, size: int) -> None:
         raise CodesError(f"{path}: expected codes of up to {MOST_BYTES:,} bytes, found {size:,}; split the images up")
 
 
-def _arrays(path: Path) -> tuple[list[str], np.ndarray]:
+def _arrays(path: Path) -> Codes:
     with np.load(path, allow_pickle=False) as file:
         names = [str(name) for name in file["names"]]
+        made_by = str(file["made_by"]) if "made_by" in file else ""  # which older files do not say
         if "latents" in file:
-            return names, np.asarray(file["latents"], np.float32)
+            return Codes(torch.from_numpy(np.asarray(file["latents"], np.float32)), names, made_by)
         bits, count = file["bits"], int(file["count"])
         if not 0 <= count <= 8 * bits.shape[1]:
             raise ValueError(f"count: expected up to {8 * bits.shape[1]}, found {count}")
         _check_size(path, len(bits) * max(count, 8 * bits.shape[1]) * 4)  # a float32 for each
-        return names, np.unpackbits(bits, axis=1, count=count).astype(np.float32)
+        z = np.unpackbits(bits, axis=1, count=count).astype(np.float32)
+        return Codes(torch.from_numpy(z), names, made_by)
 
 
 def read_images(path: Path | str, form: Form, invert: bool = False) -> Codes:

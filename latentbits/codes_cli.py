@@ -32,7 +32,7 @@ from .console import (
     warn,
 )
 from .evaluate import log_partition
-from .files import write_atomically
+from .files import fingerprint, write_atomically
 from .folders import in_bytes, opened
 from .model import GaussianModel, LatentModel, Scores
 from .progress import Display
@@ -98,7 +98,7 @@ def encode_run(
     Args:
         run: A run folder, or the name of a model that comes with the package.
         images: Folder, .tar or .zip of pictures; if not given a split of the run's own data.
-        out: The npz file to write: names, bits and their count.
+        out: The npz file to write: names, bits and their count, and a fingerprint of the weights that made them.
         split: Of the run's data, if no images are named.
         invert: Exchange light and dark, as for ink on paper under a model of light strokes.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
@@ -111,7 +111,7 @@ def encode_run(
     found, _ = chosen_images(folder, images, split, data_dir, invert)
     z = torch.cat([model.encode(part.float()) for part in found.z.split(IMAGES_AT_ONCE)])
     binary = not isinstance(model, GaussianModel)
-    save_codes(out, Codes(z, found.names), binary)
+    save_codes(out, Codes(z, found.names, fingerprint(*model.state_dict().values())), binary)
     say(f"written: {out}, {len(z):,} codes of {z.shape[1]} {'bits' if binary else 'numbers'}")
 
 
@@ -137,6 +137,8 @@ def decode_run(
         raise UsageError(f"codes: expected {model.prior.visible} bits each for this model, got {found.z.shape[1]}")
     if not isinstance(model, GaussianModel) and not ((found.z == 0) | (found.z == 1)).all():
         raise UsageError(f"codes: expected bits for this model, got the continuous latents of another in {codes}")
+    if found.made_by not in ("", fingerprint(*model.state_dict().values())):
+        warn(f"{codes}: was made by other weights than these of {folder.path}; what it decodes to may mean nothing")
     images = (image for part in found.z.split(IMAGES_AT_ONCE) for image in model.decode(part))
     names = (f"{i:06}-" + re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem)[:100] for i, name in enumerate(found.names))
     write_pictures(out, zip(names, images, strict=True), form)

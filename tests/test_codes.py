@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import zipfile
 
 import numpy as np
@@ -15,6 +16,7 @@ import latentbits as lb
 from latentbits import codes, codes_cli, data
 from latentbits.cli import main
 from latentbits.codes import Codes, CodesError
+from latentbits.runs import Run
 from latentbits.splits import Form
 
 
@@ -79,6 +81,24 @@ def test_latents_of_another_kind_are_not_decoded(run, tmp_path, capsys):
     lb.save_codes(str(tmp_path / "codes.npz"), Codes(torch.full((2, M), 0.5), ["a", "b"]), binary=False)
     assert main(["decode", str(run.path), str(tmp_path / "codes.npz"), "--out", str(tmp_path / "out")]) == 2
     assert "codes: expected bits for this model, got the continuous latents of another" in capsys.readouterr().err
+
+
+def test_codes_of_other_weights_are_decoded_with_a_warning(run, tmp_path, capsys):
+    made, other = tmp_path / "codes.npz", tmp_path / "other"
+    assert main(["encode", str(run.path), "--out", str(made)]) == 0
+    unsaid = tmp_path / "unsaid.npz"
+    lb.save_codes(unsaid, lb.load_codes(made)._replace(made_by=""))
+    shutil.copytree(run.path, other)
+    model = lb.load(other)
+    with torch.no_grad():
+        model.prior.visible_bias[0] += 1
+    Run(other).save_weights("model", model)
+    warned = {}
+    for name, place, file in (("own", run.path, made), ("another", other, made), ("unsaid", other, unsaid)):
+        capsys.readouterr()
+        assert main(["decode", str(place), str(file), "--out", str(tmp_path / name)]) == 0
+        warned[name] = "was made by other weights" in capsys.readouterr().err
+    assert warned == {"own": False, "another": True, "unsaid": False}
 
 
 def test_pictures_that_are_not_all_written_are_taken_away(run, tmp_path, monkeypatch):
