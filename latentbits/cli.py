@@ -83,12 +83,12 @@ def evaluate_run(
     Args:
         run: The run folder.
         split: Images to evaluate on.
-        images: So many images, evenly spaced over the split; all if not given.
+        images: Number of images, evenly spaced over the split; all if not given.
         samples: K, posterior samples for each image.
         chains: AIS chains; 0 for none, where log Z is exact.
         temperatures: AIS temperatures.
         schedule: Temperatures placed by an independent pilot run, or equally spaced.
-        raise_images: So many of them to run RAISE on, evenly spaced; 0 for none.
+        raise_images: Number of these to run RAISE on, evenly spaced; 0 for none.
         raise_resampled: Posterior samples with a RAISE chain of their own, for each image.
         raise_temperatures: RAISE temperatures; 0 for no RAISE.
         refine_steps: Gradient steps on each image's posterior before its K samples are drawn: a tighter bound where the
@@ -210,7 +210,7 @@ def curve_run(
     Args:
         run: The run folder.
         split: Images to evaluate on.
-        images: So many images, evenly spaced over the split; all if not given.
+        images: Number of images, evenly spaced over the split; all if not given.
         samples: K, posterior samples for each image.
         chains: AIS chains.
         temperatures: AIS temperatures, placed by an independent pilot run.
@@ -289,12 +289,12 @@ def sample_run(
         pretrained: A model that comes with the package, instead of a run.
         count: Number of images.
         gibbs_steps: Length of the chains.
-        temperatures: Above 1 the chains are run by parallel tempering at so many, from the base.
+        temperatures: Of parallel tempering, from the base to the RBM; 1 for plain chains.
         seed: Seed of the chains.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         grid: All in one PNG, in rows of ten; or, with --no-grid, a new folder with a PNG of each.
         gif: Draw the walk as an animated GIF.
-        frames: Of the GIF, the steps between them equal.
+        frames: Of the GIF, at equal numbers of steps.
         out: The picture or folder; if not given RUN/samples.png, .gif or none, NAME-samples.png and so on of a
             pretrained model.
         overwrite: Replace the picture if it exists.
@@ -454,7 +454,7 @@ def print_completion(shell: tyro.conf.Positional[Literal["bash", "zsh"]]) -> Non
     In ~/.bashrc: eval "$(latentbits completion bash)"
 
     Args:
-        shell: Yours.
+        shell: Your shell.
     """
     commands = {"train": options_of_section(Config, NOT_OPTIONS) | options_of(TrainOptions, is_positional)}
     for name, command in COMMANDS.items():

@@ -289,7 +289,7 @@ def inpaint_run(
         keep: The half that is kept.
         mask: Instead of a half, a picture of the images' size: what is light in it is kept.
         out: The picture to write.
-        count: Of images, at equal distances.
+        count: Number of images, evenly spaced.
         draws: For each image.
         steps: Gibbs steps over latents and pixels.
         samples: Latents that compete at each step, 2 or more.
