@@ -28,6 +28,7 @@ from . import distributed
 from .files import Unfinished, fingerprint
 from .fused import bernoulli, default_generator
 from .gibbs import Block, Weights, blocks_of_chains, gibbs, run_blocks
+from .importance import LargestWeights
 from .rbm import RBM, check_bits, check_finite
 
 _REPORT_EVERY = 200
@@ -38,7 +39,7 @@ class AISEstimate(NamedTuple):
 
     Attributes:
         log_z: log of the mean weight. The mean is unbiased for Z, so its log is on average too small.
-        standard_error: Of log_z, by the delta method, in nats.
+        standard_error: Of log_z, by the jackknife, in nats; infinite for one chain.
         ess: Effective sample size of the weights, between 1 and the number of chains.
         log_weights: Log of each chain's estimate of Z, float64, with shape (chains,).
     """
@@ -62,11 +63,12 @@ def linear_schedule(temperatures: int) -> Tensor:
 
 def estimate_from_log_weights(log_weights: Tensor) -> AISEstimate:
     """Summarize log-weights (chains,): the estimate, its standard error and effective sample size."""
-    n = log_weights.numel()
-    log_mean = log_weights.logsumexp(0) - math.log(n)
-    w = (log_weights - log_mean).exp()  # mean 1
-    error = float(w.std() / math.sqrt(n)) if n > 1 else math.inf
-    return AISEstimate(float(log_mean), error, float(n / w.square().mean()), log_weights)
+    n, largest = log_weights.numel(), LargestWeights(log_weights.new_zeros(1))
+    largest.add(log_weights[:, None])
+    log_sum = log_weights.logsumexp(0)
+    error = float(largest.variance(n).sqrt()) if n > 1 else math.inf
+    ess = (2 * log_sum - (2 * log_weights).logsumexp(0)).exp()
+    return AISEstimate(float(log_sum) - math.log(n), error, float(ess), log_weights)
 
 
 def log_base_partition(rbm: RBM, base_bias: Tensor) -> float:

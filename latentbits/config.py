@@ -266,7 +266,7 @@ class ValidationConfig(Section):
     """The quick estimate after an epoch, for choosing weights; `latentbits evaluate` does the careful one."""
 
     every: int = Field(1, ge=1, description="epochs between validations")
-    images: int = Field(2000, ge=1, description="first images of the validation split")
+    images: int = Field(2000, ge=1, description="images of the validation split, evenly spaced")
     samples: int = Field(100, ge=1, description="K of the bound")
     ais_chains: int = Field(500, ge=2)
     ais_temperatures: int = Field(1000, ge=1)

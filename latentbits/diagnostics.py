@@ -27,7 +27,7 @@ from torch import Tensor
 from .anneal import AISEstimate, adaptive_schedule, ais
 from .evaluate import Report, ignore
 from .gibbs import gibbs, random_bits
-from .rbm import RBM, check_bits
+from .rbm import RBM, check_bits, check_finite
 from .tempering import Swaps, parallel_tempering, start, tempering_schedule
 
 CHAINS = 50
@@ -74,7 +74,7 @@ def autocorrelation(x: Tensor, lags: int) -> Tensor:
     centered = x.double() - x.double().mean()
     spectrum = torch.fft.rfft(centered, n=2 * T).abs().square().sum(0)  # zeros keep the ends of a chain apart
     covariance = torch.fft.irfft(spectrum, n=2 * T)[: lags + 1] / (N * torch.arange(T, T - lags - 1, -1))
-    if not covariance[0] > 0:
+    if not covariance[0] > 1e-24 * x.double().square().mean():  # rounding gives constants a variance
         return torch.eye(1, lags + 1, dtype=torch.float64)[0]
     rho: Tensor = covariance / covariance[0]
     return rho
@@ -292,9 +292,10 @@ def diagnose(
         report: Told now and then how far a phase has come.
 
     Raises:
-        ValueError: If z is not bits of this shape.
+        ValueError: If z is not bits of this shape, or a parameter of the RBM is not finite.
     """
     check_bits("diagnose: z", z, rbm.visible)
+    check_finite("diagnose: rbm", rbm)
     began, parts = time.perf_counter(), 3 if temperatures > 1 else 2
     chains = diagnose_chains(rbm, z, seconds / parts, generator, report)
     annealing = diagnose_annealing(rbm, seconds / parts, generator, report)

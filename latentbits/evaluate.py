@@ -123,7 +123,8 @@ def exact_log_partition(prior: Prior, largest: int = LARGEST_EXACT_LAYER) -> Log
     """log Z by enumeration, or None if the prior's smaller layer has more units than ``largest``."""
     if isinstance(prior, RBM) and min(prior.visible, prior.hidden) > largest:
         return None
-    return LogPartition(value=float(prior.log_partition()), standard_error=0.0, method="exact")
+    with torch.no_grad():
+        return LogPartition(value=float(prior.log_partition()), standard_error=0.0, method="exact")
 
 
 def log_partition(
@@ -490,6 +491,6 @@ def quick_nll(
     generator = torch.Generator(prior.visible_bias.device).manual_seed(seed)
     fit_prior_base(model, x_base)
     log_z = log_partition(prior, config.ais_chains, config.ais_temperatures, generator)
-    x = x[: config.images]
+    x = some_of(x, config.images)
     bound = _bound(model, x, config.samples, 0, generator)
     return -float(bound.log_p.mean() - log_z.value), log_z.standard_error

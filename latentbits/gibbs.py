@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import distributed, kernels
 from .fused import Key, bernoulli, default_generator, draw_key, fork, is_on_cpu, map_blocks
-from .rbm import RBM, Prior, check_bits
+from .rbm import RBM, Prior, check_bits, exactly
 
 FEWEST_ROWS_PER_BLOCK, ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 500, 1250
 FEWEST_CHAINS_FOR_TWO_TERMS = 250
@@ -255,7 +255,7 @@ def rows_per_block(chains: int) -> int:
 
 def blocks_of_chains(weights: Weights, chains: int, processes: int) -> list[slice]:
     """The rows of each block: many small ones on the CPU, elsewhere one for each process."""
-    size = rows_per_block(chains) if weights.fused else -(-chains // processes)
+    size = rows_per_block(chains) if weights.fused else max(1, -(-chains // processes))
     return [slice(first, min(chains, first + size)) for first in range(0, chains, size)]
 
 
@@ -287,7 +287,7 @@ def run_blocks(
 
     def run(number: int) -> None:
         rows = blocks[number]
-        with torch.no_grad():
+        with torch.no_grad(), exactly(z):  # of which a thread of one's own knows nothing
             if weights.fused:
                 assert key is not None
                 advance(FusedBlock(weights, z[rows], key, number, stop), rows)

@@ -21,7 +21,7 @@ from .config import ModelConfig
 from .distributions import Bits, DiagonalNormal, Likelihood, LogisticMixture
 from .fused import generator_device, uniform
 from .importance import ImportanceSums, LargestWeights
-from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder, check_last_map
+from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder, check_last_map, evaluating
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .splits import Form
 from .tempering import sample_prior
@@ -214,7 +214,7 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: If x has another shape, or values that p(x | z) is not of.
         """
-        return self.importance_sums(x, samples, generator=generator).log_mean - float(log_partition)
+        return self.importance_sums(x, samples, generator=generator).log_mean - log_partition
 
     @torch.no_grad()
     def score(
@@ -269,7 +269,18 @@ class LatentModel(nn.Module):
         self.check_data("x", x)
         if not len(x):
             raise ValueError("x: expected one row or more, got none")
-        x = x.to(self.prior.visible_bias)
+        with evaluating(self):
+            return self._sums_in_parts(x.to(self.prior.visible_bias), samples, keep, generator, progress, parameters)
+
+    def _sums_in_parts(
+        self,
+        x: Tensor,
+        samples: int,
+        keep: int,
+        generator: torch.Generator | None,
+        progress: Callable[[float], None] | None,
+        parameters: Tensor | None,
+    ) -> ImportanceSums:
         rows = max(1, ELEMENTS_PER_CHUNK // (min(samples, 64) * self._elements(x)))
         parts = []
         for first in range(0, len(x), rows):
@@ -300,6 +311,8 @@ class LatentModel(nn.Module):
         chunk = max(1, ELEMENTS_PER_CHUNK // (len(x) * self._elements(x)))
         for first in range(0, samples, chunk):
             z = q.sample((min(chunk, samples - first),), generator)
+            if z.shape[-1] != M:  # a prior of independent latents would take any number
+                raise ValueError(f"prior: expected one over the encoder's {z.shape[-1]} latents, got one over {M}")
             log_w = (self.log_joint(x, z) - q.log_prob(z)).double()
             log_chunk = log_w.logsumexp(0)
             log_sum = torch.logaddexp(log_sum, log_chunk)
@@ -327,7 +340,8 @@ class LatentModel(nn.Module):
             ValueError: If x has another shape, or values that p(x | z) is not of.
         """
         self.check_data("x", x, "*")
-        return (self.posterior(x.to(self.prior.visible_bias)).logits > 0).to(self.prior.visible_bias)
+        with evaluating(self):
+            return (self.posterior(x.to(self.prior.visible_bias)).logits > 0).to(self.prior.visible_bias)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -338,7 +352,8 @@ class LatentModel(nn.Module):
         """
         check_shape("z", z, "*", self.prior.visible)
         rows = z.to(self.prior.visible_bias).reshape(-1, z.shape[-1])
-        means = torch.cat([self.likelihood(part).mean for part in rows.split(self.rows_at_once())])
+        with evaluating(self):
+            means = torch.cat([self.likelihood(part).mean for part in rows.split(self.rows_at_once())])
         return means.reshape(*z.shape[:-1], means.shape[-1])
 
     @torch.no_grad()
@@ -391,6 +406,8 @@ class LatentModel(nn.Module):
             ValueError: If shapes or counts do not fit, or known pixels have values that p(x | z) is not of.
         """
         check_shape("x", x, "B", self.inputs)
+        if not len(x):
+            raise ValueError("x: expected one row or more, got none")
         if known.dtype != torch.bool or known.shape not in (x.shape, x.shape[1:]) or samples < 2 or steps < 1:
             raise ValueError(
                 f"inpaint: expected known as bool with shape {tuple(x.shape)} or {tuple(x.shape[1:])}, steps of 1 or "
@@ -399,19 +416,24 @@ class LatentModel(nn.Module):
         x = x.to(self.prior.visible_bias)
         known = known.to(x.device)
         self.check_data("x where known", torch.where(known, x, 0.0))
-        z = self.posterior(x).sample((1,), generator)
-        for step in range(steps):
-            every = torch.cat([z, self.posterior(x).sample((samples - 1,), generator)])
-            log_w = self.log_weight(x, every)
-            u = uniform(log_w.shape, log_w, generator).clamp(min=1e-30)
-            chosen = (log_w - (-u.log()).log()).argmax(0)  # Gumbel's trick
-            z = every.gather(0, chosen[None, :, None].expand(1, -1, every.shape[2]))
-            parts = z[0].split(self.rows_at_once())
-            drawn = torch.cat([self.likelihood(part).sample(generator=generator) for part in parts])
-            x = torch.where(known, x, drawn)
-            if progress is not None:
-                progress(step + 1)
-        return torch.where(known, x, self.decode(z[0])) if means else x
+        with evaluating(self):
+            z = self.posterior(x).sample((1,), generator)
+            for step in range(steps):
+                z = self._move_latents(x, z, samples, generator)
+                parts = z[0].split(self.rows_at_once())
+                drawn = torch.cat([self.likelihood(part).sample(generator=generator) for part in parts])
+                x = torch.where(known, x, drawn)
+                if progress is not None:
+                    progress(step + 1)
+            return torch.where(known, x, self.decode(z[0])) if means else x
+
+    def _move_latents(self, x: Tensor, z: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
+        """Latents (1, B, M) that took their place among new ones from q(z | x) by importance weights."""
+        every = torch.cat([z, self.posterior(x).sample((samples - 1,), generator)])
+        log_w = self.log_weight(x, every)
+        u = uniform(log_w.shape, log_w, generator).clamp(min=1e-30)
+        chosen = (log_w - (-u.log()).log()).argmax(0)  # Gumbel's trick
+        return every.gather(0, chosen[None, :, None].expand(1, -1, every.shape[2]))
 
 
 class GaussianModel(LatentModel):
@@ -445,7 +467,8 @@ class GaussianModel(LatentModel):
             ValueError: If x has another shape, or values that p(x | z) is not of.
         """
         self.check_data("x", x, "*")
-        return self.posterior(x.to(self.prior.visible_bias)).loc
+        with evaluating(self):
+            return self.posterior(x.to(self.prior.visible_bias)).loc
 
 
 class WGAN(nn.Module):

@@ -185,7 +185,8 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
     """Stage 2: the prior on bits z ~ q(z | x), or on the data where there are no networks."""
     state, splits, model = session.state, session.splits, cast(LatentModel | RBM, session.state.model)
     prior = model if isinstance(model, RBM) else model.prior
-    weights, biases = weight_matrices(prior), [p for p in prior.parameters() if p.dim() == 1]
+    weights = weight_matrices(prior)
+    biases = [p for p in prior.parameters() if not any(p is weight for weight in weights)]
     groups = [group(biases, config.learning_rate, momentum=config.momentum)]
     if weights:
         groups.append(group(weights, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay))

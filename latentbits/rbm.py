@@ -20,6 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .distributions import Bits
 from .fused import bernoulli, softplus_sum, standard_normal
@@ -54,6 +55,11 @@ def all_states(units: int, first: int, last: int, like: Tensor) -> Tensor:
     return ((index[:, None] >> torch.arange(units, device=like.device)) & 1).to(like.dtype)
 
 
+def exactly(z: Tensor) -> torch.autocast:
+    """A context in which autocast rounds nothing: energies in bfloat16 are off by nats."""
+    return torch.autocast(z.device.type, enabled=False)
+
+
 class Energy(nn.Module):
     """A density known by its free energy, p(z) = exp(-F(z)) / Z."""
 
@@ -63,7 +69,8 @@ class Energy(nn.Module):
 
     def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
         """log p(z) = -F(z) - log Z of latents z (*, M), in nats, with shape (*)."""
-        return -self.free_energy(z) - log_partition
+        free_energy = self.free_energy(z)
+        return (-free_energy.double() - log_partition).to(free_energy)  # the difference may be small, and they large
 
 
 class Ising(NamedTuple):
@@ -210,7 +217,8 @@ class RBM(Energy):
 
     def energy(self, z: Tensor, h: Tensor) -> Tensor:
         """E(z, h) of bits z (*, M) and h (*, H), with shape (*)."""
-        return -(z @ self.visible_bias) - (h @ self.hidden_bias) - ((z @ self.weight) * h).sum(-1)
+        with exactly(z):
+            return -(z @ self.visible_bias) - (h @ self.hidden_bias) - ((z @ self.weight) * h).sum(-1)
 
     def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
         """log p(z) = -F(z) - log Z of bits z (*, M) of any number format, in nats, with shape (*).
@@ -224,15 +232,19 @@ class RBM(Energy):
 
     def free_energy(self, z: Tensor) -> Tensor:
         """F(z) = -log sum_h exp(-E(z, h)) of bits z (*, M), in nats, with shape (*); of relaxed bits too, unchecked."""
-        return -(z @ self.visible_bias) - softplus_sum(self.hidden_logits(z))
+        with exactly(z):
+            z = z.to(self.weight.dtype)
+            return -(z @ self.visible_bias) - softplus_sum(self.hidden_logits(z))
 
     def hidden_logits(self, z: Tensor) -> Tensor:
         """Log-odds of the hidden bits given z (*, M), with shape (*, H)."""
-        return F.linear(z, self.weight.T, self.hidden_bias)
+        with exactly(z):
+            return F.linear(z.to(self.weight.dtype), self.weight.T, self.hidden_bias)
 
     def visible_logits(self, h: Tensor) -> Tensor:
         """Log-odds of the visible bits given h (*, H), with shape (*, M)."""
-        return F.linear(h, self.weight, self.visible_bias)
+        with exactly(h):
+            return F.linear(h.to(self.weight.dtype), self.weight, self.visible_bias)
 
     def hidden_given_visible(self, z: Tensor) -> Bits:
         """p(h | z) for z (*, M), a distribution over (*, H)."""
@@ -243,12 +255,12 @@ class RBM(Energy):
         return Bits(self.visible_logits(h))
 
     def log_partition(self) -> Tensor:
-        """Exact log Z, in nats, by enumerating the smaller layer; a float64 scalar.
+        """Exact log Z, in nats, by enumerating the smaller layer; a float64 scalar, with its gradient.
 
         Raises:
             ValueError: If both layers have more than 25 units.
         """
-        W, b, c = (p.detach().double() for p in (self.weight, self.visible_bias, self.hidden_bias))
+        W, b, c = (p.double() for p in (self.weight, self.visible_bias, self.hidden_bias))
         if self.hidden < self.visible:
             W, b, c = W.T, c, b
         units = W.shape[0]
@@ -257,11 +269,16 @@ class RBM(Energy):
                 f"RBM.log_partition: the smaller layer has {units} units, and enumeration is for at most "
                 f"{MOST_UNITS_TO_ENUMERATE}; estimate log Z with latentbits.ais instead"
             )
-        total = W.new_tensor(-torch.inf)
-        for first in range(0, 2**units, _STATES_PER_CHUNK):
+
+        def chunk(first: int) -> Tensor:
             s = all_states(units, first, min(first + _STATES_PER_CHUNK, 2**units), W)
-            total = torch.logaddexp(total, (s @ b + softplus_sum(c + s @ W)).logsumexp(0))
-        return total
+            total: Tensor = (s @ b + softplus_sum(c + s @ W)).logsumexp(0)
+            return total
+
+        with exactly(W):  # backward sums each chunk again, as their states together would not fit into memory
+            firsts = range(0, 2**units, _STATES_PER_CHUNK)
+            chunks = [checkpoint(chunk, first, use_reentrant=False, preserve_rng_state=False) for first in firsts]
+            return torch.stack(chunks).logsumexp(0)
 
     def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
         """A scalar whose gradient estimates that of log Z from model samples z (N, M) (Eq. 5)."""
@@ -405,11 +422,12 @@ class BernoulliPrior(TractablePrior):
 
     def free_energy(self, z: Tensor) -> Tensor:
         """F(z) = -z·b of bits z (*, M), in nats, with shape (*)."""
-        return -(z @ self.visible_bias)
+        with exactly(z):
+            return -(z @ self.visible_bias)
 
     def log_partition(self) -> Tensor:
-        """Exact log Z, in nats; a float64 scalar."""
-        return F.softplus(self.visible_bias.detach().double()).sum()
+        """Exact log Z, in nats; a float64 scalar, with its gradient."""
+        return F.softplus(self.visible_bias.double()).sum()
 
     def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
         """log Z itself, a scalar with the exact gradient; samples (N, M) are not needed."""

@@ -47,9 +47,11 @@ def refine(
         With shape (B, outputs of the encoder), for ``model.posterior_of`` and ``model.importance_sums``.
 
     Raises:
-        ValueError: If x has another shape or other values than p(x | z) is of, or steps is negative.
+        ValueError: If x has another shape, no rows, or other values than p(x | z) is of, or steps is negative.
     """
     model.check_data("x", x)
+    if not len(x):
+        raise ValueError("x: expected one row or more, got none")
     if steps < 0:
         raise ValueError(f"steps: expected 0 or more, got {steps}")
     parts, done = [], 0

@@ -24,7 +24,7 @@ from torch import Tensor
 from . import distributed
 from .fused import bernoulli
 from .gibbs import Block, Weights, gibbs, random_bits, run_blocks
-from .rbm import RBM, Prior, check_bits
+from .rbm import RBM, Prior, check_bits, check_finite
 
 Sampler = Callable[[RBM, Tensor, int, torch.Generator | None], Tensor]
 """Source of the negatives, called as :func:`latentbits.gibbs` is: with the prior, the last negatives (N, M) of this
@@ -221,7 +221,7 @@ def sample_prior(
         temperatures: 1 for chains that start at random bits; above that, parallel tempering from the base.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or a parameter of the RBM is not finite.
     """
     if temperatures < 1:
         raise ValueError(f"sample_prior: temperatures must be at least 1, got {temperatures}")
@@ -231,6 +231,7 @@ def sample_prior(
         raise ValueError(f"sample_prior: gibbs_steps must be 0 or more, got {gibbs_steps}")
     if not isinstance(prior, RBM):
         return prior.sample(n, generator)
+    check_finite("sample_prior: prior", prior)  # the compiled loops would make bits of anything
     if not n:
         return prior.visible_bias.detach().new_empty(0, prior.visible)
     if temperatures == 1:

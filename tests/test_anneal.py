@@ -126,11 +126,21 @@ def test_ess_lies_between_one_and_chains(temperatures):
 
 
 def test_summary_of_given_weights():
-    """Weights 1, 2 and 3 around a huge scale: mean 2, variance 1, sum^2 / sum of squares = 36 / 14."""
+    """Weights 1, 2 and 3 around a huge scale: mean 2, sums without one 5, 4 and 3, sum^2 / sum of squares = 36 / 14."""
     estimate = estimate_from_log_weights(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).log() + 5000)
     assert estimate.log_z == pytest.approx(5000 + math.log(2), abs=1e-9)
-    assert estimate.standard_error == pytest.approx(0.5 / math.sqrt(3), rel=1e-9)
+    assert estimate.standard_error == pytest.approx(math.sqrt(2 * np.var(np.log([5, 4, 3]))), rel=1e-9)
     assert estimate.ess == pytest.approx(36 / 14, rel=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.5])
+def test_the_error_bar_holds_where_few_chains_carry_the_estimate(sigma):
+    """Log-normal weights with mean 1, of an effective sample size of about 160 and 10 of 200."""
+    weights = sigma * torch.randn(2000, 200, generator=seeded(9), dtype=torch.float64) - sigma**2 / 2
+    runs = [estimate_from_log_weights(row) for row in weights]
+    spread = np.std([run.log_z for run in runs])
+    assert np.sqrt(np.mean([run.standard_error**2 for run in runs])) == pytest.approx(spread, rel=0.1)
+    assert np.median([run.ess for run in runs]) == pytest.approx({0.5: 157, 2.5: 10}[sigma], rel=0.15)
 
 
 def test_one_chain_has_no_error_bar():
@@ -144,7 +154,7 @@ def test_weights_are_constant_where_the_base_is_the_target():
     rbm = RBM.from_arrays(np.zeros((4, 3)), BASE, np.zeros(3))
     estimate = ais(rbm, 100, 5, seeded(5))
     assert estimate.log_z == pytest.approx(exact.log_partition(machine(rbm)), abs=1e-6)
-    assert estimate.standard_error < 1e-6
+    assert estimate.standard_error < 1e-3
     assert estimate.ess == pytest.approx(100)
 
 

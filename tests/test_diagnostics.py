@@ -80,6 +80,7 @@ def test_gibbs_chains_have_the_enumerated_autocorrelation_of_their_free_energy()
 
 def test_chains_that_never_move_or_keep_apart():
     assert autocorrelation(torch.full((3, 8), 2.5), 3).tolist() == [1, 0, 0, 0]
+    assert autocorrelation(torch.full((100, 500), 0.1), 3).tolist() == [1, 0, 0, 0]  # whose mean is rounded
     assert autocorrelation_time(torch.tensor([1.0, 0, 0, 0]), 24).value == 1
     apart = torch.tensor([[0.0], [1.0]]).expand(2, 100)
     rho = autocorrelation(apart, 49)

@@ -321,6 +321,16 @@ def test_quick_estimate_is_near_and_repeats_with_its_seed(model, x):
     assert abs(first[0] - float(exact_nll(model, x).mean())) < 0.05
 
 
+def test_quick_estimate_takes_images_evenly_spaced(model, x):
+    """A split of one's own may be sorted."""
+    config = ValidationConfig(images=len(x), samples=20_000, ais_chains=10, ais_temperatures=10)
+    few = config.model_copy(update={"images": 4})
+    order = exact_nll(model, x).argsort()
+    found = quick_nll(model, x[order], x, few, 0)[0]
+    some = order[torch.arange(4) * len(x) // 4]
+    assert found == pytest.approx(float(exact_nll(model, x)[some].mean()), abs=0.05)
+
+
 class InterruptionError(Exception):
     pass
 

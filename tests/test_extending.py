@@ -243,6 +243,30 @@ def test_a_prior_with_nothing_to_learn_goes_through_all_stages(tmp_path):
     assert {row["stage"] for row in run.metrics()} >= {"autoencoder", "rbm", "joint"}
 
 
+class Tilted(Coins):
+    """Coins of one common tilt, a scalar."""
+
+    def __init__(self, visible):
+        super().__init__(visible)
+        self.tilt = torch.nn.Parameter(torch.zeros(()))
+
+    def free_energy(self, z):
+        return self.visible * torch.nn.functional.softplus(self.tilt) - self.tilt * z.sum(-1)
+
+
+def test_a_scalar_of_ones_own_prior_is_trained_in_stage_2(tmp_path):
+    config = tiny(autoencoder={"epochs": 0}, rbm={"cd_epochs": 5, "learning_rate": 0.1}, joint={"epochs": 0})
+    splits = lb.load_data("digits")
+    given = same_model(config, splits)
+    prior = Tilted(8)
+    with torch.no_grad():
+        list(given.encoder.parameters())[-1].add_(1.0)
+        q = given.posterior(splits.train.float()).mean.mean()
+    lb.train(config, tmp_path / "run", quiet=True, model=lb.LatentModel(given.encoder, given.decoder, prior))
+    assert q > 0.7
+    assert prior.tilt.sigmoid().item() == pytest.approx(float(q), abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("parts", "form", "expected"),
     [
@@ -315,7 +339,7 @@ def test_mixture_prior_sums_to_one_and_samples_follow_it():
     z = torch.tensor(list(product((0.0, 1.0), repeat=5)))
     p = (-prior.free_energy(z)).double().exp().detach()
     assert float(p.sum()) == pytest.approx(1, abs=1e-5)
-    assert float(prior.log_partition()) == 0
+    assert prior.log_partition().item() == 0
     drawn = prior.sample(20_000, seeded(1)) @ 2.0 ** torch.arange(4, -1, -1)
     assert abs(chi_square_score(np.bincount(drawn.long(), minlength=32), p.numpy())) < LIMIT
 
@@ -436,6 +460,12 @@ def test_an_evaluation_neither_drops_nor_learns_and_leaves_modes_as_they_were():
         assert name not in state or torch.equal(value, state[name]), name
     model.train()
     model.frozen.eval()
+    for part in (x[:1], x):  # one image alone has no batch to be normalized by
+        model.log_prob(part, 5, 0.0, seeded(1))
+        assert torch.equal(model.encode(x)[: len(part)], model.encode(part))
+    model.inpaint(x, torch.arange(64) < 32, steps=2, generator=seeded(1))
+    for name, value in model.state_dict().items():
+        assert name not in state or torch.equal(value, state[name]), name
     lb.evaluate(model, x, counts=counts, generator=seeded(1))
     assert model.training
     assert model.encoder[2].training

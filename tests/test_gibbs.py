@@ -1,5 +1,6 @@
 """Gibbs chains against exact transition matrices, on every CPU path."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
@@ -369,6 +370,19 @@ def test_bits_of_any_type(to_path, dtype):
 def test_gibbs_takes_bits_only(wrong):
     with pytest.raises(ValueError, match="gibbs: z: expected 0s and 1s"):
         gibbs(random_rbm(4, 3), wrong, 2)
+
+
+def test_no_chains_are_no_bits(to_path):
+    assert gibbs(to_path(random_rbm(4, 3)), torch.zeros(0, 4), 2).shape == (0, 4)
+
+
+def test_samples_of_a_broken_machine_are_refused():
+    """The compiled loops make bits of anything."""
+    rbm = random_rbm(4, 3)
+    with torch.no_grad():
+        rbm.weight[1, 2] = math.nan
+    with pytest.raises(ValueError, match="sample_prior: prior: expected finite parameters, got others in weight"):
+        sample_prior(rbm, 5, 3)
 
 
 def test_a_seed_is_no_generator():

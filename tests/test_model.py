@@ -10,7 +10,10 @@ from test_objectives import D, M, exact_tables, small_model
 import latentbits.model
 from latentbits import RBM, BernoulliPrior, Config, LatentModel
 from latentbits.config import ModelConfig
-from latentbits.model import build
+from latentbits.model import GaussianModel, build
+from latentbits.nets import MLP
+from latentbits.rbm import NormalPrior
+from latentbits.refine import refine
 from latentbits.splits import Form
 
 
@@ -27,7 +30,7 @@ def x():
 def test_log_weights_are_the_enumerated_ones(model, x):
     _, tables = exact_tables(model, x)
     z = tables.z.float()[:, None].expand(-1, len(x), -1)  # (V, B, M): every state as a sample
-    log_w = model.log_weight(x, z) - float(model.prior.log_partition())
+    log_w = model.log_weight(x, z) - model.prior.log_partition().item()
     np.testing.assert_allclose(log_w.detach().T, tables.weights().log().detach(), atol=2e-5)
 
 
@@ -49,6 +52,24 @@ def test_bound_is_the_enumerated_one_below_log_prob_and_rises(model, x):
     assert (means[0] < means[1]).all()
     assert (means[1] < means[2]).all()
     assert (means[2] < exact).all()
+
+
+def test_a_prior_over_another_number_of_latents_is_refused():
+    """Of independent latents the free energy takes any number, and log Z would be of another."""
+    model = GaussianModel(MLP([4, 8]), MLP([4, 4]), NormalPrior(7))
+    with pytest.raises(ValueError, match="expected one over the encoder's 4 latents, got one over 7"):
+        model.log_prob(torch.ones(2, 4), 5, 0.0)
+
+
+def test_no_images_are_named(model):
+    none = torch.ones(0, 4)
+    for ask in (
+        lambda: model.log_prob(none, 5, 0.0),
+        lambda: model.inpaint(none, torch.ones(4, dtype=torch.bool)),
+        lambda: refine(model, none, 5),
+    ):
+        with pytest.raises(ValueError, match="x: expected one row or more, got none"):
+            ask()
 
 
 def test_many_samples_reach_log_prob(model, x):

@@ -1,5 +1,6 @@
 """The RBM and the Bernoulli prior against the enumeration oracle."""
 
+import math
 from importlib import import_module
 
 import exact
@@ -8,6 +9,7 @@ import pytest
 import torch
 from checks import LIMIT, machine, mean_scores, random_rbm, seeded, tensor
 
+from latentbits.gibbs import gibbs, random_bits
 from latentbits.rbm import RBM, BernoulliPrior, all_states
 
 SHAPES = [(1, 1), (4, 3), (3, 5), (4, 4)]
@@ -69,7 +71,7 @@ def test_log_partition(shape):
     log_z = rbm.log_partition()
     assert log_z.dtype == torch.float64
     assert log_z.shape == ()
-    assert float(log_z) == pytest.approx(exact.log_partition(machine(rbm)), abs=1e-9)
+    assert log_z.item() == pytest.approx(exact.log_partition(machine(rbm)), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,62 @@ def test_log_partition_of_independent_parts(part, count, shape):
     rbm = RBM.from_arrays(W, b, c)
     assert (rbm.visible, rbm.hidden) == shape
     expected = sum(exact.log_partition(m) for m in parts)
-    assert float(rbm.log_partition()) == pytest.approx(expected, abs=1e-8)
+    assert rbm.log_partition().item() == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (15, 16)])
+def test_log_partition_has_the_gradient_of_log_z(shape, monkeypatch):
+    """The statistics' expectations, summed over every state in chunks; of larger ones by finite differences."""
+    rbm = random_rbm(*shape, scale=0.5)
+    monkeypatch.setattr(import_module("latentbits.rbm"), "_STATES_PER_CHUNK", 2**13 if shape[0] > 10 else 4)
+    rbm.log_partition().backward()
+    if shape[0] > 10:
+        for parameter, place in ((rbm.weight, (2, 3)), (rbm.visible_bias, (4,)), (rbm.hidden_bias, (5,))):
+            values = []
+            for change in (0.01, -0.02):
+                with torch.no_grad():
+                    parameter[place] += change
+                    values.append(rbm.log_partition().item())
+            with torch.no_grad():
+                parameter[place] += 0.01
+            assert float(parameter.grad[place]) == pytest.approx((values[0] - values[1]) / 0.02, abs=1e-4)
+    else:
+        oracle = machine(rbm)
+        expected = exact.statistics(oracle, exact.probabilities(oracle))
+        for parameter, value in zip((rbm.weight, rbm.visible_bias, rbm.hidden_bias), expected, strict=True):
+            np.testing.assert_allclose(parameter.grad, value, **CLOSE)
+
+
+def test_a_small_machine_is_trained_by_its_exact_likelihood():
+    rbm, z = random_rbm(4, 3, scale=0.1), bits(4)[[3, 3, 3, 12]]
+    optimizer = torch.optim.Adam(rbm.parameters(), 0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = -rbm.log_prob(z, rbm.log_partition()).mean()
+        loss.backward()
+        optimizer.step()
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert entropy <= loss.item() < entropy + 0.05
+
+
+def test_autocast_rounds_no_energy():
+    rbm = random_rbm(200, 300, scale=0.3)
+    z = gibbs(rbm, random_bits(20, rbm, seeded(0)), 5, seeded(1))
+    h = rbm.hidden_given_visible(z).sample(generator=seeded(2))
+    plain = rbm.log_prob(z, 0.0), rbm.energy(z, h), rbm.hidden_logits(z), rbm.visible_logits(h)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (z @ rbm.weight).dtype == torch.bfloat16
+        rounded = rbm.log_prob(z, 0.0), rbm.energy(z, h), rbm.hidden_logits(z), rbm.visible_logits(h)
+    for before, under in zip(plain, rounded, strict=True):
+        assert torch.equal(before, under)
+
+
+def test_a_large_log_z_is_subtracted_before_rounding():
+    rbm = random_rbm(6, 4)
+    with torch.no_grad():
+        rbm.hidden_bias += 5000.0
+    log_p = rbm.log_prob(bits(6), rbm.log_partition()).detach().double()
+    assert float(log_p.exp().sum()) == pytest.approx(1, abs=2e-2)  # free energies of 20,000 are rounded to 2e-3
 
 
 def test_log_partition_refuses_more_than_25_units():
@@ -250,6 +307,12 @@ def test_bernoulli_prior_log_partition(bernoulli_prior):
     assert float(log_z.detach()) == pytest.approx(float(exact.log_sum_exp(log_weights(bernoulli_prior))), abs=1e-9)
 
 
+def test_bernoulli_prior_log_partition_has_its_gradient(bernoulli_prior):
+    (got,) = gradients(bernoulli_prior.log_partition(), bernoulli_prior)
+    p = np.exp(log_weights(bernoulli_prior) - exact.log_sum_exp(log_weights(bernoulli_prior)))
+    np.testing.assert_allclose(got, p @ exact.states(5), **CLOSE)
+
+
 def test_bernoulli_prior_log_prob_sums_to_one(bernoulli_prior):
     prior = bernoulli_prior
     log_p = prior.log_prob(bits(5), prior.log_partition()).detach().double()
@@ -367,7 +430,7 @@ def test_log_partition_of_spins_is_that_of_bits_and_the_offset():
     energies = -(s @ J @ t.T) - (s @ f)[:, None] - (t @ g)[None]
     log_z = np.log(np.exp(-energies).sum())
     made = RBM.from_ising(J, f, g)
-    assert float(made.log_partition() + made.to_ising().offset) == pytest.approx(log_z, abs=1e-5)
+    assert (made.log_partition() + made.to_ising().offset).item() == pytest.approx(log_z, abs=1e-5)
     back = RBM.from_ising(*rbm.to_ising())
     assert all(torch.allclose(p, q, atol=1e-5) for p, q in zip(back.parameters(), rbm.parameters(), strict=True))
 

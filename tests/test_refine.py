@@ -56,7 +56,7 @@ def test_the_bound_is_below_log_prob_whatever_q_and_its_weights_are_unbiased():
     """Each time refined anew, a mean weight is p(x) in expectation, although q depends on chance."""
     model = small_model(2)
     _, tables = exact_tables(model, X)
-    log_z = model.prior.log_partition()
+    log_z = model.prior.log_partition().item()
     n, x = 4000, X[[3, 9]]
     parameters = refine(model, x.repeat(n, 1), 15, seeded(0))
     sums = model.importance_sums(x.repeat(n, 1), 3, generator=seeded(1), parameters=parameters)
