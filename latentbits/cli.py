@@ -316,8 +316,10 @@ def sample_run(
     model, form, generator = load(folder.path, weights), data.form_of(folder.config.data), seeded(seed)
     warn_if_unfinished(folder)
     prior = model if isinstance(model, RBM) else model.prior
-    if gif and (temperatures > 1 or isinstance(model, WGAN) or not isinstance(prior, RBM)):
-        raise UsageError("--gif: is the walk of plain chains, of a model with an RBM; leave out --temperatures")
+    if gif and (isinstance(model, WGAN) or not isinstance(prior, RBM)):
+        raise UsageError("--gif: is the walk of an RBM's chains, and this model has no RBM; leave it out")
+    if gif and temperatures > 1:
+        raise UsageError("--gif: is the walk of plain chains; leave out --temperatures")
     if gif and frames > gibbs_steps + 1:
         raise UsageError(f"--frames: expected at most --gibbs-steps + 1 = {gibbs_steps + 1}, got {frames}")
     if not gif and frames != FRAMES:

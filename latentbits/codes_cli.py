@@ -32,7 +32,7 @@ from .console import (
     warn,
 )
 from .evaluate import log_partition
-from .files import fingerprint, write_atomically
+from .files import FileError, fingerprint, write_atomically
 from .folders import in_bytes, opened
 from .model import GaussianModel, LatentModel, Scores
 from .progress import Display
@@ -66,8 +66,13 @@ def latent_model(run: Run, weights: str) -> LatentModel:
 
 def warn_if_unfinished(run: Run) -> None:
     """Say so if a run's training is not at its end."""
-    if run.checkpoint.is_file() and (stage := run.stage) != FINISHED:
-        warn(f"{run.path} is not finished (in the stage {stage}); its weights are those of the best validation so far")
+    try:
+        stage = run.stage
+    except FileError as error:  # the weights may be whole
+        warn(f"{error}; whether the run is finished is not known. latentbits train … --resume mends it")
+        return
+    if run.checkpoint.is_file() and stage != FINISHED:
+        warn(f"{run.path} is not finished (in the stage {stage}); its weights are the best or the last so far")
 
 
 def chosen_images(run: Run, images: Path | None, split: str, data_dir: Path | None, invert: bool) -> tuple[Codes, Form]:
@@ -312,11 +317,11 @@ def inpaint_run(
     x, known = found.z[some].float(), kept_pixels(form, keep, mask)
     hidden = torch.where(known, x, (form.levels - 1) / 2)
     generator = torch.Generator().manual_seed(seed)
-    begin = torch.where(known, x, x.mean(0).round()).repeat(draws, 1)
     smooth = form.levels > 2 if means is None else means
     with Display() as display:
-        display.note(f"{len(begin):,} draws of {steps:,} steps")
+        display.note(f"{draws * len(x):,} draws of {steps:,} steps, each from a sample of the model that is near")
         display.phase("inpainting", steps, 0)
+        begin = x.repeat(draws, 1)
         drawn = model.inpaint(begin, known, steps, samples, generator, smooth, display.advance).view(draws, *x.shape)
     content = io.BytesIO()
     grid(torch.cat([x, hidden, *drawn]), form, columns=len(x), zoom=zoom_for(form)).save(content, "PNG")

@@ -305,6 +305,8 @@ class Config(Section):
                 )
             if self.model.prior != "rbm":
                 raise ValueError("model.network=none needs model.prior=rbm")
+        if self.model.prior == "given" and self.model.network != "given":
+            raise ValueError("model.prior=given: is for a model that is given in Python, got no such model")
         is_gan = self.model.network == "dcgan"
         if self.adversarial.epochs and not is_gan:
             raise ValueError(f"adversarial.epochs: is for model.network=dcgan, got {self.model.network}")
@@ -344,14 +346,15 @@ class Config(Section):
 
         Arguments:
             recipe: A new name; the old one if empty.
-            changes: For a section a dictionary of its settings, such as ``joint={"epochs": 10}``; else a value, such as
-                ``seed=1``.
+            changes: For a section a dictionary of its settings, such as ``joint={"epochs": 10}``, or another
+                configuration's section; else a value, such as ``seed=1``.
 
         Raises:
             ValidationError: If a name is unknown or a value is out of range; it names every problem.
         """
         values = self.model_dump()
         for name, change in changes.items():
+            change = change.model_dump() if isinstance(change, Section) else change
             values[name] = values[name] | change if isinstance(values.get(name), dict) else change
         return self.model_validate(values | ({"recipe": recipe} if recipe else {}))
 
@@ -393,6 +396,14 @@ def without_effect(config: Config) -> dict[str, str]:
         idle(network, "model", "layers")
     if model.network not in ("resnet", "dcgan"):
         idle(network, "model", "maps", "precision")
+    if model.network == "none":
+        idle(network, "model", "activation", "latent")
+        idle(network, "validation", "samples")
+    if model.network == "dcgan":
+        idle(network, "model", "activation")
+        idle(network, "validation", *type(config.validation).model_fields)
+    if not config.joint.epochs:
+        idle("joint.epochs=0", "validation", "keep")
     if model.network != "resnet":
         idle(network, "model", "repeats", "encoder_maps", "encoder_repeats", "fully_connected", "norm", "components")
     name = config.data.name
@@ -417,6 +428,8 @@ def without_effect(config: Config) -> dict[str, str]:
             idle(f"{section}.sleep=0", section, "dreams")
         if model.prior in ("bernoulli", "normal"):
             idle(f"model.prior={model.prior}", section, "gibbs_steps", "temperatures")
+        if model.prior == "normal":
+            idle("model.prior=normal", section, "chains")
     if model.prior in ("bernoulli", "normal"):
         idle(f"model.prior={model.prior}", "model", "hidden")
         idle(f"model.prior={model.prior}", "rbm", "cd_steps", "pcd_steps", "temperatures")

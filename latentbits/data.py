@@ -100,10 +100,13 @@ def load(config: DataConfig | str, data_dir: Path | str | None = None) -> Splits
         DataError: If the data are missing, truncated, corrupted or of the wrong form.
     """
     path = None if data_dir is None else Path(data_dir)
+    if not isinstance(config, str | DataConfig):
+        raise DataError(f"data: expected a name or a DataConfig, as of config.data, got {type(config).__name__}")
     if isinstance(config, str):
         if config not in FORMS:
             raise DataError(f"data: expected one of {', '.join(FORMS)}, got {config!r}")
         config = DataConfig.model_validate({"name": config})
+    check_place(config, data_dir)
     if config.name == "given":
         raise DataError("data.name=given: these data were given in Python; give them again, to latentbits.evaluate say")
     if config.name == "digits":

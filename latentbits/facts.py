@@ -13,7 +13,7 @@ from . import __version__
 from .charts import Table, error, number
 from .config import Config, different, settings, without_effect
 from .figures import doubts
-from .files import load_state
+from .files import FileError, load_state
 from .model import Model
 from .progress import STAGE_TITLES, duration
 from .recipes import RECIPES, beginning, beginnings, command_for
@@ -37,12 +37,20 @@ class Standing(NamedTuple):
     origin: Mapping[str, str]
 
 
+def whole_checkpoint(run: Run) -> Mapping[str, Any] | None:
+    """What the checkpoint holds; None where there is none, or a damaged one."""
+    try:
+        return load_state(run.checkpoint) if run.checkpoint.is_file() else None
+    except FileError:
+        return None
+
+
 def standing(run: Run) -> Standing:
     """How far a run has come, by its checkpoint, or by its metrics where there is none."""
     rows = [row for row in run.metrics() if "epoch" in row]
     seconds, last = (rows[-1]["seconds"], rows[-1]) if rows else (None, None)
-    if run.checkpoint.is_file():
-        state = load_state(run.checkpoint)
+    state = whole_checkpoint(run)
+    if state is not None:
         stage, origin = state["stage"], state["origin"]
         seconds = max(state["seconds"], seconds or 0.0) or None
         if stage == FINISHED:

@@ -95,7 +95,7 @@ def _none_found(path: Path, skipped: list[tuple[str, str]]) -> DataError:
 def _files(path: Path) -> Iterator[tuple[str, bytes | Exception]]:
     """Name and content of each file that ends as a picture does; of one that cannot be read, why."""
     if path.is_dir():
-        for entry in sorted(path.rglob("*")):
+        for entry in sorted(_walk(path)):
             if entry.suffix.lower() in ENDINGS and entry.is_file():
                 yield entry.relative_to(path).as_posix(), _content(partial(open, entry, "rb"))
         return
@@ -120,6 +120,23 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | Exception]]:
         raise DataError(
             f"{path}: expected a folder, a .tar or a .zip of pictures, found {_instead(path, error)}"
         ) from error
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """Everything below a folder, also behind links, but for those to a folder that they are in.
+
+    Raises:
+        DataError: If a folder in it cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{path}: {error.filename} cannot be read ({error.strerror}); grant it, or move it away")
+
+    for folder, folders, files in os.walk(path, followlinks=True, onerror=refuse):
+        here = Path(folder)
+        above = {parent.resolve() for parent in (here, *here.parents)}
+        folders[:] = [name for name in folders if (here / name).resolve() not in above]
+        yield from (here / name for name in files)
 
 
 def _content(opening: Callable[[], IO[Any]]) -> bytes | Exception:

@@ -36,6 +36,9 @@ ELEMENTS_PER_SCORING = 2**21
 Another decoder may say otherwise by its attribute ``elements_at_once``.
 """
 
+STEPS_BEFORE_A_WALK = 200
+"""Of the prior's chains among whose samples inpainting looks for a place to begin."""
+
 Products = Callable[[], AbstractContextManager[None]]
 """A context for matrix products, such as :func:`latentbits.gibbs.bfloat16_products`."""
 
@@ -383,21 +386,26 @@ class LatentModel(nn.Module):
         generator: torch.Generator | None = None,
         means: bool = False,
         progress: Callable[[float], None] | None = None,
+        starts: int = 500,
     ) -> Tensor:
         """Draw the unknown pixels of images given the known ones, by Gibbs moves over latents and pixels.
+
+        The walk begins at a sample of the model whose mean is near to the known pixels, for from others it takes
+        hundreds of steps to where it belongs. What the unknown pixels are in x is not looked at.
 
         At each step the present z and ``samples - 1`` new ones from q(z | x) compete by their importance weights,
         which leaves p(z | x) as it is (iterated sampling importance resampling, Andrieu, Lee & Vihola 2018); then
         the unknown pixels are drawn from p(x | z).
 
         Arguments:
-            x: Images, with shape (B, D); unknown pixels may have any value, where the walk begins.
+            x: Images, with shape (B, D); unknown pixels may have any value.
             known: Which pixels are kept, bool, with shape (D,) or (B, D).
             steps: Length of the walk.
             samples: How many z compete, 2 or more.
             generator: Source of the randomness; the default generator if None.
             means: Give the mean of the unknown pixels' last distribution instead of a draw.
             progress: Called with the number of steps that are done.
+            starts: Number of samples among which each walk's start is chosen, of which it sees half; 0 to begin at x.
 
         Returns:
             Images with shape (B, D).
@@ -417,6 +425,8 @@ class LatentModel(nn.Module):
         known = known.to(x.device)
         self.check_data("x where known", torch.where(known, x, 0.0))
         with evaluating(self):
+            if starts:
+                x = torch.where(known, x, self._begin_near(x, known, starts, generator))
             z = self.posterior(x).sample((1,), generator)
             for step in range(steps):
                 z = self._move_latents(x, z, samples, generator)
@@ -426,6 +436,22 @@ class LatentModel(nn.Module):
                 if progress is not None:
                     progress(step + 1)
             return torch.where(known, x, self.decode(z[0])) if means else x
+
+    def _begin_near(self, x: Tensor, known: Tensor, starts: int, generator: torch.Generator | None) -> Tensor:
+        """Images (B, D) drawn given latents of the prior, by how near their means are to the known pixels of x (B, D).
+
+        As if these were normal, of a variance that fits; for a place to begin at it need not be the likelihood.
+        """
+        z = sample_prior(self.prior, starts, STEPS_BEFORE_A_WALK, generator)
+        mean, seen = self.decode(z), known.to(x).expand_as(x)
+        count = seen.sum(1, keepdim=True)
+        squares = (seen * x * x).sum(1, keepdim=True) + seen @ (mean * mean).T - 2 * (seen * x) @ mean.T  # (B, starts)
+        log_fit = -count / 2 * squares.clamp(min=1e-6).log()
+        hidden = uniform(log_fit.shape, x, generator) < 0.5  # walks of one image begin apart
+        hidden[:, 0] = False
+        noise = -(-uniform(log_fit.shape, x, generator).clamp(min=1e-30).log()).log()
+        nearest = z[(log_fit + noise).masked_fill(hidden, -torch.inf).argmax(1)]
+        return torch.cat([self.likelihood(p).sample(generator=generator) for p in nearest.split(self.rows_at_once())])
 
     def _move_latents(self, x: Tensor, z: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
         """Latents (1, B, M) that took their place among new ones from q(z | x) by importance weights."""

@@ -47,7 +47,8 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     state.begin("autoencoder", {"nets": optimizer})
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
 
-    by_epoch: dict[int, float] = {}
+    earlier = (row for row in session.run.metrics() if row.get("stage") == "autoencoder")
+    by_epoch: dict[int, float] = {row["epoch"]: row["reconstruction_hard_bits"] for row in earlier}
 
     def validate(epoch: int) -> dict[str, float]:
         at_once = min(IMAGES_AT_ONCE, model.rows_at_once())

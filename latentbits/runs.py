@@ -395,6 +395,8 @@ def read_weights(path: Path, module: torch.nn.Module) -> None:
     Raises:
         RunError: If the file is missing, damaged, or does not fit the module.
     """
+    if path.is_dir():
+        raise RunError(f"{path}: expected a file of weights, found a folder; name {path}/model.safetensors, say")
     if not path.is_file():
         there = ", ".join(sorted(other.stem for other in path.parent.glob("*.safetensors"))) or "none"
         reason = "the run has not come so far, or the name is another"

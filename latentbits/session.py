@@ -314,6 +314,8 @@ class Session:
             epoch, i = divmod(state.step, per_epoch)
             if epoch != drawn:
                 drawn, order = epoch, epoch_order(self.config.seed, stage, epoch, len(x)).to(x.device)
+            if self.parts.model is not None:  # whose modules may draw from PyTorch's own generator, as dropout does
+                torch.manual_seed(step_seed(self.config.seed, stage, state.step))
             yield x[distributed.share(order[i * batch_size : (i + 1) * batch_size])]
             state.step += 1
             self.display.advance(state.step)
@@ -445,6 +447,12 @@ def epoch_order(seed: int, stage: str, epoch: int, count: int) -> Tensor:
     """The order of the data in an epoch, with shape (count,): a function of its arguments alone."""
     generator = torch.Generator().manual_seed((seed * 3 + _STREAMS[stage]) * 1_000_003 + epoch)
     return torch.randperm(count, generator=generator)
+
+
+def step_seed(seed: int, stage: str, step: int) -> int:
+    """A seed for a step in this process: a function of these alone."""
+    rank, processes = distributed.world()
+    return (((seed * 3 + _STREAMS[stage]) * 1_000_003 + step) * processes + rank) % 2**63
 
 
 @contextlib.contextmanager

@@ -52,13 +52,19 @@ def export(
     record = None if rounded and "rounded" not in origin else evaluation_of(source, weights)
     if rounded:
         origin["rounded"] = "bfloat16"
-    target.write_config(config)
-    target.save_weights("model", model, origin, rounded)
-    if record is not None:
-        record.about["weights"]["file"] = "model"
-        write_json(target.path / "evaluation.json", record.about)
     size = sum(parameter.numel() for parameter in model.parameters())
-    write_atomically(target.path / CARD, model_card(config, size, record, licence, "rounded" in origin).encode())
+    card = model_card(config, size, record, licence, "rounded" in origin)
+    try:
+        target.write_config(config)
+        target.save_weights("model", model, origin, rounded)
+        if record is not None:
+            record.about["weights"]["file"] = "model"
+            write_json(target.path / "evaluation.json", record.about)
+        write_atomically(target.path / CARD, card.encode())
+    except BaseException:  # a part would stand in the way of another try
+        for name in FILES:
+            (target.path / name).unlink(missing_ok=True)
+        raise
     return target.path
 
 

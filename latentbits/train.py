@@ -16,7 +16,7 @@ import hashlib
 import math
 import time
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -98,8 +98,8 @@ def train(
         check_tensorboard()
     if not isinstance(config, Config):
         raise RunError(f"config: expected a latentbits.Config, such as recipes.digits(), got {type(config).__name__}")
-    if max_minutes is not None and not max_minutes > 0:
-        raise RunError(f"max_minutes: expected a positive number, got {max_minutes}")
+    if max_minutes is not None and not (isinstance(max_minutes, int | float) and max_minutes > 0):
+        raise RunError(f"max_minutes: expected a positive number, got {max_minutes!r}")
     parts = Parts(model, splits, objective, sampler, losses)
     config, folder = parts.settings(config), Run.open(run) if resume else None
     if folder is not None:
@@ -145,10 +145,17 @@ def train(
         if begins:
             session.checkpoint()  # from here on, weights without a checkpoint are never a run that can start again
         writing = contextlib.nullcontext() if events is None else contextlib.closing(events)
-        with writing, stop_on_interrupt(session), contextlib.suppress(Stopped):
+        with writing, own_randomness(model, device), stop_on_interrupt(session), contextlib.suppress(Stopped):
             run_stages(session)
         distributed.wait()
     return folder
+
+
+def own_randomness(model: LatentModel | None, device: str) -> contextlib.AbstractContextManager[Any]:
+    """Leave PyTorch's own generators as they are, which :meth:`Session.batches` seeds for a model of one's own."""
+    if model is None:
+        return contextlib.nullcontext()
+    return torch.random.fork_rng([torch.device(device)] if device.startswith("cuda") else [])
 
 
 def check_shares(config: Config, images: int | None = None) -> None:
@@ -204,12 +211,30 @@ def new_state(config: Config, splits: Splits, given: LatentModel | None = None) 
     except ValueError as error:
         raise RunError(str(error)) from error
     model = model.to(splits.train.device)
+    if given is not None:
+        check_fit(given, splits)
     if not model.training:
         model.train()
     generator = torch.Generator(splits.train.device).manual_seed(config.seed + 1_000_003 * distributed.world().rank)
     if isinstance(model, LatentModel) and given is None:
         begin_networks(model, splits)
     return State(model, generator)
+
+
+def check_fit(model: LatentModel, splits: Splits) -> None:
+    """Try a model of one's own on two images, before anything is written.
+
+    Raises:
+        RunError: If its parts do not fit each other or the images.
+    """
+    try:
+        with torch.random.fork_rng([]):
+            model.log_prob(splits.train[:2].float(), 2, 0.0, torch.Generator(splits.train.device).manual_seed(0))
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"model: does not fit images of {splits.form.dimensions} values, or its parts not each other ({reason})"
+        ) from error
 
 
 def begin_networks(model: LatentModel, splits: Splits) -> None:

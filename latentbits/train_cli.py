@@ -134,6 +134,8 @@ def named(recipe: str) -> Config:
 def to_go_on(run: Run) -> str:
     """The command that resumes a run: by its recipe, or by its file where no recipe has that name."""
     recipe, path = run.config.recipe, shlex.quote(str(run.path))
+    if "given" in settings(run.config).values():
+        return f"latentbits.train(…, {str(run.path)!r}, resume=True) in Python, with the parts that it was given"
     return f"latentbits train {recipe if recipe in RECIPES else f'{path}/config.json'} --run {path} --resume"
 
 

@@ -296,6 +296,7 @@ def test_a_run_that_a_signal_stops_ends_with_its_own_status(tmp_path, monkeypatc
         ),
         (["train", "digits", "--weights", "/nowhere/rbm.safetensors"], ["/nowhere/rbm.safetensors: not found"]),
         (["train", "digits", "--model.network", "none"], ["nothing to train in stages 1 and 3"]),
+        (["train", "digits", "--model.prior", "given"], ["model.prior=given: is for a model that is given in Python"]),
         (["train", "digits", "--max-minutes", "-1"], ["--max-minutes: expected a positive number, got -1"]),
         (["train", "mnist-mlp", "--data-dir", "/nowhere"], ["binarized_mnist_train.amat", "--data-dir"]),
         (["train", "digits", "--device", "abacus"], ["--device: expected one that PyTorch has here, got 'abacus'"]),
@@ -386,6 +387,13 @@ def test_options_without_effect_are_named(capsys):
     assert "--joint.backward-samples: has no effect with joint.objective=relaxed" in said
     assert "--joint.dreams: has no effect with joint.objective=relaxed" in said
     assert "--rbm.pcd-steps: has no effect with rbm.pcd_epochs=0" in said
+    parse_train(["mnist-rbm", "--model.activation", "relu", "--validation.samples", "7", "--validation.keep", "3"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--validation.samples: has no effect with model.network=none" in said
+    assert said.count("no effect") == 3
+    parse_train(["cifar10-wgan", "--model.activation", "relu", "--validation.every", "7"])
+    parse_train(["mnist-mlp-iwae", "--joint.chains", "7"])
+    assert capsys.readouterr().err.count("no effect") == 3
 
 
 def test_what_has_no_effect_has_none(tmp_path):

@@ -190,6 +190,33 @@ def test_means_are_a_flag_whose_default_is_the_datas(run, pictures, tmp_path):
     assert len(np.unique(contents[("--means",)])) > 10 > len(np.unique(contents[()]))
 
 
+def test_one_picture_is_not_inpainted_from_itself(run, pictures, tmp_path):
+    """What is drawn for a picture's hidden half is the same whatever that half shows."""
+    folder, bits = pictures
+    image = bits[3].view(8, 8).numpy() * 255
+    drawn = []
+    for name, picture in (("whole", image), ("half", np.where(np.arange(8) < 4, image, 255 - image))):
+        place = tmp_path / name
+        place.mkdir()
+        Image.fromarray(picture.astype(np.uint8)).save(place / "digit.png")
+        out = tmp_path / f"{name}.png"
+        assert main(["inpaint", str(run.path), str(place), "--steps", "2", "--out", str(out)]) == 0
+        drawn.append(opened(out)[len(opened(out)) // 3 :])  # below the picture and its left half
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_a_damaged_checkpoint_is_no_reason_to_refuse_weights(run, pictures, tmp_path, capsys):
+    folder, _ = pictures
+    copy = Run(shutil.copytree(run.path, tmp_path / "run"))
+    content = bytearray(copy.checkpoint.read_bytes())
+    content[-9] ^= 1
+    copy.checkpoint.write_bytes(content)
+    assert main(["encode", str(copy.path), str(folder), "--out", str(tmp_path / "codes.npz")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "it is damaged; whether the run is finished is not known. latentbits train … --resume mends it" in said
+    assert main(["report", str(copy.path), "--diagnostics-seconds", "0", "--gibbs-steps", "3"]) == 0
+
+
 def test_an_unfinished_run_says_so(tmp_path, pictures, capsys):
     config = tiny(joint={"epochs": 2})
     run = lb.train(config, tmp_path / "run", max_minutes=1e-9, quiet=True)

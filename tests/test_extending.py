@@ -444,8 +444,41 @@ class Dropping(lb.LatentModel):
     def __init__(self):
         encoder = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5),
                                       torch.nn.Linear(16, 8))  # fmt: skip
-        super().__init__(encoder, lb.MLP([8, 16, 64]), lb.RBM(8, 6))
+        super().__init__(lb.Scaled(encoder), lb.MLP([8, 16, 64]), lb.RBM(8, 6))
         self.frozen = torch.nn.Dropout(0.5).eval()
+
+
+def test_what_modules_draw_themselves_repeats_and_resumes(tmp_path):
+    """Dropout draws from PyTorch's own generator, which is left as it was."""
+
+    def trained(name, seed, minutes=None):
+        torch.manual_seed(0)
+        model = Dropping()
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        run = lb.train(tiny(), tmp_path / name, model=model, quiet=True, max_minutes=minutes)
+        while not run.finished:
+            run = lb.train(run.config, run.path, model=model, quiet=True, resume=True, max_minutes=minutes)
+        assert torch.equal(torch.get_rng_state(), before)
+        return lb.runs.read_sealed(run.path / "joint.safetensors")[0]
+
+    once = trained("once", 1)
+    for again in (trained("another-seed", 2), trained("stopped", 3, 1e-9)):
+        assert all(torch.equal(value, again[name]) for name, value in once.items())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "prior"),
+    [([50, 8], [8, 64], 8), ([64, 8], [8, 60], 8), ([64, 8], [7, 64], 8), ([64, 8], [8, 64], 9)],
+)
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, encoder, decoder, prior):
+    def plain(sizes):
+        return torch.nn.Linear(*sizes)
+
+    model = lb.LatentModel(lb.Scaled(plain(encoder)), plain(decoder), lb.RBM(prior, 6))
+    with pytest.raises(lb.RunError, match="model: does not fit images of 64 values, or its parts not each other"):
+        lb.train(tiny(), tmp_path / "run", model=model, quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_evaluation_neither_drops_nor_learns_and_leaves_modes_as_they_were():
@@ -468,7 +501,7 @@ def test_an_evaluation_neither_drops_nor_learns_and_leaves_modes_as_they_were():
         assert name not in state or torch.equal(value, state[name]), name
     lb.evaluate(model, x, counts=counts, generator=seeded(1))
     assert model.training
-    assert model.encoder[2].training
+    assert model.encoder.net[2].training
     assert not model.frozen.training
 
 
@@ -476,9 +509,9 @@ def test_a_model_that_was_loaded_is_put_into_training_mode(tmp_path):
     torch.manual_seed(0)
     model = Dropping().eval()
     config = tiny(autoencoder={"epochs": 0}, rbm={"cd_epochs": 0, "pcd_epochs": 0})
-    before = model.encoder[1].running_mean.clone()
+    before = model.encoder.net[1].running_mean.clone()
     lb.train(config, tmp_path / "run", quiet=True, model=model)
-    assert not torch.equal(model.encoder[1].running_mean, before)
+    assert not torch.equal(model.encoder.net[1].running_mean, before)
 
 
 @pytest.mark.parametrize("form", [lb.Form(1, 8, 8, 16), lb.Form(2, 8, 8, 256)])

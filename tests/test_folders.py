@@ -1,6 +1,7 @@
 """Pictures from folders and archives: what is whole comes back, the rest is named."""
 
 import io
+import os
 import re
 import tarfile
 import zipfile
@@ -272,6 +273,34 @@ def test_natural64_takes_its_validation_from_the_end(tmp_path, files, monkeypatc
     monkeypatch.setattr(folders, "NATURAL64_VALIDATION", 60)
     with pytest.raises(DataError, match="expected more than 60 pictures, found 60"):
         data.load("natural64", tmp_path)
+
+
+def test_pictures_behind_links_to_folders_are_found(tmp_path, files):
+    folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    write(files, elsewhere)
+    folder.mkdir()
+    (folder / "kind").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # a loop
+    (folder / "itself").symlink_to(folder)
+    direct, linked = folders.read_pictures(elsewhere, SQUARE), folders.read_pictures(folder, SQUARE)
+    assert linked.names == [f"kind/{name}" for name in direct.names]
+    np.testing.assert_array_equal(linked.images, direct.images)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, files, monkeypatch):
+    """Not as if it held nothing; who runs this may be one who can read everything."""
+    write(files, tmp_path / "pictures")
+    (tmp_path / "pictures" / "locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"locked cannot be read \(Permission denied\); grant it, or move it away"):
+        folders.read_pictures(tmp_path / "pictures", SQUARE)
 
 
 def test_links_in_a_tar_are_passed_over(tmp_path, files):

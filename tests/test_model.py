@@ -202,7 +202,7 @@ def test_unknown_pixels_are_drawn_given_the_known_ones(model, samples):
     n = 40_000
     known = torch.tensor([True, False, False, True])
     start = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(n, -1)
-    found = model.inpaint(start, known, 12, samples, seeded(7))
+    found = model.inpaint(start, known, 12, samples, seeded(7), starts=0)
     fits = ((every == start[0]) | ~known).all(1)
     expected = torch.where(fits, p, 0) / p[fits].sum()
     places = (found.double() @ torch.tensor([8.0, 4.0, 2.0, 1.0], dtype=torch.float64)).long()
@@ -214,6 +214,30 @@ def test_unknown_pixels_are_drawn_given_the_known_ones(model, samples):
     assert torch.equal(mixed[own], start[own])
     half = torch.bincount((mixed[: n // 2].double() @ torch.tensor([8.0, 4.0, 2.0, 1.0]).double()).long(), minlength=16)
     assert chi_square_score(half.numpy()[fits.numpy()], expected[fits].numpy()) < LIMIT
+
+
+def test_inpainting_does_not_look_at_what_is_hidden(model, x):
+    known = torch.tensor([True, False, False, True])
+    found = [model.inpaint(torch.where(known, x, hidden), known, 1, 2, seeded(0)) for hidden in (0.0, 1.0, 0.3)]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_inpainting_begins_near():
+    """Two modes, all pixels on or all off: no walk of this model crosses, so it has to begin in the one that is known."""
+    decoder = torch.nn.Linear(1, 20)
+    encoder = torch.nn.Linear(20, 1)
+    with torch.no_grad():
+        decoder.weight.fill_(20.0)
+        decoder.bias.fill_(-10.0)
+        encoder.weight.fill_(5.0)
+        encoder.bias.fill_(-50.0)
+    model = LatentModel(encoder, decoder, BernoulliPrior(1))
+    x = torch.tensor([[0.0], [1.0]]).expand(2, 20).repeat(30, 1)
+    found = model.inpaint(x, torch.arange(20) < 4, 1, 2, seeded(0))
+    assert (found - x).abs().mean() < 0.01
+    wrong = torch.where(torch.arange(20) < 4, x, 1 - x)
+    assert (model.inpaint(wrong, torch.arange(20) < 4, 9, 2, seeded(0), starts=0) - x).abs().mean() > 0.5
 
 
 def test_inpainting_refuses_what_does_not_fit(model, x):

@@ -11,7 +11,7 @@ from checks import seeded
 from test_train import tiny
 
 import latentbits as lb
-from latentbits import cli, hub
+from latentbits import cli, hub, sharing
 from latentbits.runs import FOLDER_FORMAT
 from latentbits.sharing import FILES, export, model_card
 
@@ -54,6 +54,18 @@ def test_a_folder_of_the_first_format_is_evaluated_and_exported(tmp_path):
     exported = export(tmp_path / "old", tmp_path / "new")
     assert json.loads((exported / "config.json").read_text())["format"] == FOLDER_FORMAT
     assert same(lb.load(exported), lb.load(FORMAT_1))
+
+
+def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing, "write_atomically", full)  # of the card, the last file
+        with pytest.raises(OSError, match="No space"):
+            export(run.path, tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    assert export(run.path, tmp_path / "new").is_dir()
 
 
 @pytest.mark.parametrize("number", [FOLDER_FORMAT + 1, "2", None])

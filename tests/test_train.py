@@ -238,7 +238,19 @@ def test_a_rise_that_lasts_is_called_overfitting(by_epoch, said):
         assert "dropout 0.3 instead of 0.2" in found
 
 
-def test_stage_1_says_where_it_began_to_overfit(tmp_path, capsys):
+def stop_at_epoch(epoch):
+    """In place of ``drop``: the same, and Ctrl-C at an epoch of a single step."""
+    drop, calls = pretrain.drop, iter(range(2, 10_000))
+
+    def stopping(*arguments):
+        if next(calls) == epoch:
+            signal.raise_signal(signal.SIGINT)
+        return drop(*arguments)
+
+    return stopping
+
+
+def test_stage_1_says_where_it_began_to_overfit(tmp_path, capsys, monkeypatch):
     few = data.load(DataConfig(name="digits"))
     few = few._replace(train=few.train[:20])
     alone = {"rbm": {"cd_epochs": 0, "pcd_epochs": 0}, "joint": {"epochs": 0}}
@@ -250,6 +262,13 @@ def test_stage_1_says_where_it_began_to_overfit(tmp_path, capsys):
     told = "".join(capsys.readouterr())
     assert f"came back best after epoch {best}, to {min(by_epoch):.2f} nats, and after epoch 400" in told
     assert "--autoencoder.dropout 0.1 instead of 0" in told
+    stopped = lb.train(long, tmp_path / "stopped", splits=few, quiet=True, max_minutes=1e-9)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "drop", stop_at_epoch(best + 5))
+        lb.train(stopped.config, stopped.path, splits=few, quiet=True, resume=True)
+    capsys.readouterr()
+    assert lb.train(stopped.config, stopped.path, splits=few, resume=True).finished
+    assert f"came back best after epoch {best}, to" in "".join(capsys.readouterr())
     lb.train(tiny(autoencoder={"epochs": 3, "batch_size": 20}, **alone), tmp_path / "short", splits=few)
     assert "overfits" not in "".join(capsys.readouterr())
 
