@@ -6,6 +6,7 @@ to :func:`latentbits.train` in Python: a model, an objective, a sampler or data 
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -163,7 +164,7 @@ class RBMConfig(Section):
     """Stage 2: the prior on bits drawn from the posterior. Skipped if both numbers of epochs are 0."""
 
     cd_epochs: int = Field(10, ge=0, description="epochs of contrastive divergence")
-    cd_steps: int = Field(25, ge=1, description="CD steps rise from 1 to this")
+    cd_steps: int = Field(25, ge=1, description="CD steps rise from 1 to this over the epochs; a single one has all")
     pcd_epochs: int = Field(10, ge=0, description="epochs of persistent contrastive divergence after that")
     pcd_steps: int = Field(25, ge=1, description="Gibbs steps between updates")
     chains: int = Field(500, ge=1, description="persistent chains")
@@ -239,16 +240,17 @@ class JointConfig(Augmentation):
 
     @model_validator(mode="after")
     def _samples_fit_the_objective(self) -> "JointConfig":
-        several = self.objective in ("vimco", "crws")
+        several, problems = self.objective in ("vimco", "crws"), []
         if (self.objective == "relaxed" and self.samples > 1) or (several and self.samples == 1):
             expected = "at least 2" if several else "1"
-            raise ValueError(f"samples: expected {expected} for objective {self.objective}, got {self.samples}")
+            problems.append(f"samples: expected {expected} for objective {self.objective}, got {self.samples}")
         if self.sleep and self.objective in ("relaxed", "iwae"):
-            raise ValueError(f"sleep: objective {self.objective} has no sleep phase; expected 0, got {self.sleep}")
+            problems.append(f"sleep: objective {self.objective} has no sleep phase; expected 0, got {self.sleep}")
         if self.first_samples == 1 or self.first_samples > self.samples:
-            raise ValueError(
-                f"first_samples: expected 0, or between 2 and samples={self.samples}, got {self.first_samples}"
-            )
+            expected = f"0, or between 2 and samples={self.samples}"
+            problems.append(f"first_samples: expected {expected}, got {self.first_samples}")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -297,49 +299,57 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _stages_fit_the_model(self) -> "Config":
-        if self.model.network == "none":
-            if self.autoencoder.epochs or self.warm_start.epochs or self.joint.epochs:
-                raise ValueError(
-                    "model.network=none has nothing to train in stages 1 and 3: set autoencoder.epochs=0, "
-                    "warm_start.epochs=0 and joint.epochs=0"
-                )
-            if self.model.prior != "rbm":
-                raise ValueError("model.network=none needs model.prior=rbm")
-        if self.model.prior == "given" and self.model.network != "given":
-            raise ValueError("model.prior=given: is for a model that is given in Python, got no such model")
-        is_gan = self.model.network == "dcgan"
-        if self.adversarial.epochs and not is_gan:
-            raise ValueError(f"adversarial.epochs: is for model.network=dcgan, got {self.model.network}")
-        if is_gan and (self.joint.epochs or self.model.prior != "normal"):
-            raise ValueError("model.network=dcgan has its own stage: set joint.epochs=0 and model.prior=normal")
-        if self.model.prior == "normal" and (self.autoencoder.epochs or self.rbm.epochs or self.warm_start.epochs):
-            raise ValueError(
+        if problems := [*self._misfits_of_the_model(), *self._misfits_of_the_stages()]:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _misfits_of_the_model(self) -> Iterator[str]:
+        """What networks and prior cannot be or do, a line for each problem."""
+        model, pretrained = self.model, self.autoencoder.epochs or self.rbm.epochs or self.warm_start.epochs
+        if model.network == "none" and (self.autoencoder.epochs or self.warm_start.epochs or self.joint.epochs):
+            yield (
+                "model.network=none has nothing to train in stages 1 and 3: set autoencoder.epochs=0, "
+                "warm_start.epochs=0 and joint.epochs=0"
+            )
+        if model.network == "none" and model.prior != "rbm":
+            yield "model.network=none needs model.prior=rbm"
+        if model.prior == "given" and model.network != "given":
+            yield "model.prior=given: is for a model that is given in Python, got no such model"
+        if self.adversarial.epochs and model.network != "dcgan":
+            yield f"adversarial.epochs: is for model.network=dcgan, got {model.network}"
+        if model.network == "dcgan" and (self.joint.epochs or model.prior != "normal"):
+            yield "model.network=dcgan has its own stage: set joint.epochs=0 and model.prior=normal"
+        if model.prior == "normal" and pretrained:
+            yield (
                 "model.prior=normal has no bits to pretrain: set autoencoder.epochs=0, rbm.cd_epochs=0, "
                 "rbm.pcd_epochs=0 and warm_start.epochs=0"
             )
-        for name, stage in (("warm_start", self.warm_start), ("joint", self.joint)):
-            either = self.model.prior == "given" or stage.objective == "given"
-            if stage.epochs and not either and (self.model.prior == "normal") != (stage.objective == "iwae"):
-                raise ValueError(
-                    f"{name}.objective: expected iwae with model.prior=normal and another without, got "
-                    f"{stage.objective} with {self.model.prior}"
-                )
-            if stage.epochs and stage.centered and self.model.prior != "rbm":
-                raise ValueError(f"{name}.centered: is for model.prior=rbm, got {self.model.prior}")
-        for name in ("autoencoder", "warm_start", "joint"):
-            stage = getattr(self, name)
-            if stage.epochs and stage.batch_size == 1 and self.model.network == "resnet" and self.model.norm == "batch":
-                raise ValueError(f"{name}.batch_size: expected 2 or more with model.norm=batch, got 1")
-        tempered = [s.temperatures > 1 for s in (self.rbm, self.warm_start, self.joint) if s.epochs]
-        if self.sampler == "given" and any(tempered):
-            raise ValueError("temperatures: a given sampler is not tempered; expected 1 in every stage")
-        if is_colour(self.data) and self.model.network not in ("resnet", "dcgan", "given"):
-            raise ValueError(
+        if is_colour(self.data) and model.network not in ("resnet", "dcgan", "given"):
+            yield (
                 f"model.network: expected resnet or dcgan for {self.data.name}, whose pixels are not bits, got "
-                f"{self.model.network}"
+                f"{model.network}"
                 + ("; data.kind=black-and-white makes bits of them" if self.data.name == "images" else "")
             )
-        return self
+
+    def _misfits_of_the_stages(self) -> Iterator[str]:
+        """What stages cannot do with this model, a line for each problem."""
+        model = self.model
+        for name, stage in (("warm_start", self.warm_start), ("joint", self.joint)):
+            either = model.prior == "given" or stage.objective == "given"
+            if stage.epochs and not either and (model.prior == "normal") != (stage.objective == "iwae"):
+                yield (
+                    f"{name}.objective: expected iwae with model.prior=normal and another without, got "
+                    f"{stage.objective} with {model.prior}"
+                )
+            if stage.epochs and stage.centered and model.prior != "rbm":
+                yield f"{name}.centered: is for model.prior=rbm, got {model.prior}"
+        for name in ("autoencoder", "warm_start", "joint"):
+            stage = getattr(self, name)
+            if stage.epochs and stage.batch_size == 1 and model.network == "resnet" and model.norm == "batch":
+                yield f"{name}.batch_size: expected 2 or more with model.norm=batch, got 1"
+        tempered = [s.temperatures > 1 for s in (self.rbm, self.warm_start, self.joint) if s.epochs]
+        if self.sampler == "given" and any(tempered):
+            yield "temperatures: a given sampler is not tempered; expected 1 in every stage"
 
     def vary(self, recipe: str = "", /, **changes: Any) -> Self:
         """The same with some settings changed, and validated again.

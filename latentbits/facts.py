@@ -18,8 +18,7 @@ from .model import Model
 from .progress import STAGE_TITLES, duration
 from .recipes import RECIPES, beginning, beginnings, command_for
 from .records import Record, of_other_data, of_other_weights
-from .report import labels
-from .runs import FINISHED, STAGES, Run
+from .runs import FINISHED, STAGES, Run, labels
 from .splits import Form, Splits
 
 

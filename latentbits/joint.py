@@ -67,11 +67,13 @@ def optimizers(model: LatentModel, config: JointConfig) -> tuple[Optimizer, Opti
 
 @torch.no_grad()
 def first_chains(model: LatentModel, x: Tensor, config: JointConfig, generator: torch.Generator) -> Chains:
-    """Persistent chains that begin where the posterior of the first data x (N, D) is."""
-    first = torch.arange(config.chains) % len(x)
+    """Persistent chains that begin where the posterior of some data x (N, D) is."""
+
+    def draw(some: Tensor) -> Tensor:
+        return model.posterior(some.float()).sample(generator=generator)
+
     with evaluating(model):
-        z = model.posterior(x[distributed.share(first)].float()).sample(generator=generator)
-    return Chains.begin(model.prior, z, config.temperatures, generator)
+        return Chains.at_data(model.prior, x, config.chains, draw, config.temperatures, generator)
 
 
 def train_joint(session: Session, model: LatentModel, config: JointConfig, stage: str = "joint") -> None:

@@ -37,8 +37,8 @@ from .progress import STAGE_TITLES
 from .rbm import RBM
 from .recipes import RECIPES
 from .records import EVALUATION_HEAD, Record, evaluation_captions, evaluation_rows
-from .report import Exhibits, grid, labels, present, zoom_for
-from .runs import STAGES, Run
+from .report import Exhibits, grid, present, zoom_for
+from .runs import STAGES, Run, labels
 from .splits import Form, Splits
 
 SEED = 0

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from . import distributed
 from .config import AutoencoderConfig, Config, RBMConfig, ValidationConfig
-from .evaluate import IMAGES_AT_ONCE, mean_latents, quick_nll
+from .evaluate import IMAGES_AT_ONCE, mean_latents, quick_nll, some_of
 from .fused import bernoulli
 from .gibbs import gibbs
 from .model import LatentModel
@@ -113,7 +113,7 @@ def choose_scale(session: Session, model: LatentModel, config: AutoencoderConfig
     if len(scales) == 1:
         return scales[0], {}
     quick = ValidationConfig(images=1000, samples=100, ais_chains=500, ais_temperatures=500)
-    x = splits.train[:CALIBRATION_IMAGES]
+    x = some_of(splits.train, CALIBRATION_IMAGES)
     with torch.no_grad(), evaluating(model):
         logits = torch.cat([model.encoder(part.float()) for part in x.split(IMAGES_AT_ONCE)])
     session.display.note(
@@ -220,9 +220,9 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
             z_negative = gibbs(prior, z, cd_steps(epoch, config), state.generator)
         else:
             if state.chains is None:
-                first = torch.arange(config.chains) % len(splits.train)
-                z_first = draw(splits.train[distributed.share(first)])
-                state.chains = Chains.begin(prior, z_first, config.temperatures, state.generator)
+                state.chains = Chains.at_data(
+                    prior, splits.train, config.chains, draw, config.temperatures, state.generator
+                )
             z_negative = state.chains.advance(prior, config.pcd_steps, state.generator, session.parts.sampler)
         gap = contrastive_step(prior, optimizer, z, z_negative)
         session.watch_gap(prior, gap)

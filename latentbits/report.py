@@ -30,7 +30,7 @@ from .model import WGAN, GaussianModel, LatentModel, Model
 from .progress import STAGE_TITLES
 from .rbm import RBM
 from .records import EVALUATION_HEAD, evaluation_captions, evaluation_rows
-from .runs import Run, load
+from .runs import Run, labels, load
 from .splits import Form, Splits
 from .tempering import sample_prior
 
@@ -187,7 +187,7 @@ def validation_by_time(runs: Sequence[Run], form: Form) -> Figure | None:
         if rows:
             nll = [form.bits_per_dimension(row["valid_nll"]) if in_bits else row["valid_nll"] for row in rows]
             counts = run.config.validation
-            name = f"{label} (K = {counts.samples:,}, first {counts.images:,})"
+            name = f"{label} (K = {counts.samples:,}, {counts.images:,} images)"
             axes.plot([row["seconds"] / each for row in rows], nll, color=color, marker="o", markersize=3, label=name)
             drawn += nll
     if not drawn:
@@ -195,12 +195,6 @@ def validation_by_time(runs: Sequence[Run], form: Form) -> Figure | None:
     axes.set_ylim(settled_limits([Series("", {}, drawn)]))
     axes.legend(frameon=False, fontsize=7)
     return figure
-
-
-def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: its folder's, or the whole path where two have the same."""
-    names = [run.path.resolve().name for run in runs]
-    return [name if names.count(name) == 1 else str(run.path) for run, name in zip(runs, names, strict=True)]
 
 
 def write_comparison(runs: Sequence[Run], beside: dict[str, Tensor], form: Form, folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ import fcntl
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -507,3 +507,9 @@ def load_pretrained(name: str) -> Model:
         RunError: If there is none of this name.
     """
     return load(pretrained_path(name))
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its folder's, or the whole path where two have the same."""
+    names = [run.path.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run.path) for run, name in zip(runs, names, strict=True)]

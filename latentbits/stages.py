@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .config import Augmentation
-from .evaluate import fit_prior_base, quick_nll
+from .evaluate import fit_prior_base, quick_nll, some_of
 from .model import LatentModel
 from .nets import evaluating, weight_matrices
 from .rbm import RBM
@@ -60,7 +60,8 @@ def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float |
     if epoch % config.validation.every and epoch != epochs:
         return {}
     with evaluating(model):
-        nll, error = quick_nll(model, splits.valid, splits.train[:IMAGES_FOR_BASE], config.validation, config.seed)
+        x = some_of(splits.train, IMAGES_FOR_BASE)
+        nll, error = quick_nll(model, splits.valid, x, config.validation, config.seed)
     session.consider(nll)
     found = {"valid_nll": nll, "log_partition_error": error}
     if splits.form.levels > 2:

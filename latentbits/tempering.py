@@ -299,6 +299,23 @@ class Chains:
             return cls(z)
         return cls(z[:, None].repeat(1, temperatures, 1), Tempering.place(prior, temperatures, generator))
 
+    @classmethod
+    def at_data(
+        cls,
+        prior: Prior,
+        x: Tensor,
+        count: int,
+        draw: Callable[[Tensor], Tensor],
+        temperatures: int,
+        generator: torch.Generator | None,
+    ) -> "Chains":
+        """This process's share of ``count`` chains that begin at ``draw`` (N, M) of data x, evenly spaced.
+
+        Data may be sorted, and chains at the first of them all in the same mode.
+        """
+        rows = torch.arange(count) * len(x) // count
+        return cls.begin(prior, draw(x[distributed.share(rows)]), temperatures, generator)
+
     @property
     def bits(self) -> Tensor:
         """The model's bits, with shape (N, M)."""

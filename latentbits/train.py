@@ -23,7 +23,7 @@ import torch
 from . import data, distributed
 from .adversarial import train_wgan
 from .config import Config, different, settings
-from .evaluate import fit_prior_base
+from .evaluate import fit_prior_base, some_of
 from .events import Events, check_tensorboard
 from .joint import train_joint
 from .model import WGAN, LatentModel, build
@@ -241,7 +241,7 @@ def begin_networks(model: LatentModel, splits: Splits) -> None:
     """Set what the training data determine before the first step."""
     if not isinstance(model.encoder, MLP):
         count = INITIALIZATION_ELEMENTS // int(getattr(model.decoder, "elements", 1))
-        x = splits.train[: max(2, min(INITIALIZATION_IMAGES, count))].float()
+        x = some_of(splits.train, max(2, min(INITIALIZATION_IMAGES, count))).float()
         generator = torch.Generator(x.device).manual_seed(0)
         initialize_by_data(model.encoder, x)
         with torch.no_grad():

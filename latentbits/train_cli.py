@@ -265,8 +265,13 @@ def look_at_pictures(args: Sequence[str]) -> tuple[folders.Description, Config]:
 
 
 def describe(problem: Any) -> str:
-    """A line for a problem that validation found: the option, what is wrong, what came."""
-    option, message = ".".join(str(part) for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
+    """Lines for a problem, or several, that validation found: the option, what is wrong, what came."""
+    messages = problem["msg"].removeprefix("Value error, ").splitlines()
+    return "\n".join(_line(problem, message) for message in messages)
+
+
+def _line(problem: Any, message: str) -> str:
+    option = ".".join(str(part) for part in problem["loc"])
     name, colon, rest = message.partition(": ")
     if colon and (inner := f"{option}.{name}".lstrip(".")) in settings(Config()):  # a check of several names the one
         option, message = inner, rest

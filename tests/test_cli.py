@@ -23,8 +23,8 @@ from latentbits.facts import Standing, commands, highlights, not_comparable, sta
 from latentbits.folders import square_form
 from latentbits.recipes import RECIPES
 from latentbits.records import last_evaluation, of_other_weights
-from latentbits.report import grid, labels, learning_curves, nearest, over, present
-from latentbits.runs import Run
+from latentbits.report import grid, learning_curves, nearest, over, present
+from latentbits.runs import Run, labels
 from latentbits.splits import Form
 from latentbits.train_cli import parse_train
 
@@ -296,6 +296,21 @@ def test_a_run_that_a_signal_stops_ends_with_its_own_status(tmp_path, monkeypatc
         ),
         (["train", "digits", "--weights", "/nowhere/rbm.safetensors"], ["/nowhere/rbm.safetensors: not found"]),
         (["train", "digits", "--model.network", "none"], ["nothing to train in stages 1 and 3"]),
+        (
+            ["train", "digits", "--joint.sleep", "0.5", "--joint.objective", "relaxed", "--joint.first-samples", "90"],
+            [
+                "--joint.samples: expected 1 for objective relaxed, got 20",
+                "--joint.sleep: objective relaxed has no sleep phase; expected 0, got 0.5",
+                "--joint.first-samples: expected 0, or between 2 and samples=20, got 90",
+            ],
+        ),
+        (
+            ["train", "digits", "--adversarial.epochs", "3", "--model.prior", "bernoulli", "--joint.centered"],
+            [
+                "--adversarial.epochs: is for model.network=dcgan, got mlp",
+                "--joint.centered: is for model.prior=rbm, got bernoulli",
+            ],
+        ),
         (["train", "digits", "--model.prior", "given"], ["model.prior=given: is for a model that is given in Python"]),
         (["train", "digits", "--max-minutes", "-1"], ["--max-minutes: expected a positive number, got -1"]),
         (["train", "mnist-mlp", "--data-dir", "/nowhere"], ["binarized_mnist_train.amat", "--data-dir"]),

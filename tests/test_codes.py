@@ -192,7 +192,7 @@ def test_means_are_a_flag_whose_default_is_the_datas(run, pictures, tmp_path):
 
 def test_one_picture_is_not_inpainted_from_itself(run, pictures, tmp_path):
     """What is drawn for a picture's hidden half is the same whatever that half shows."""
-    folder, bits = pictures
+    _, bits = pictures
     image = bits[3].view(8, 8).numpy() * 255
     drawn = []
     for name, picture in (("whole", image), ("half", np.where(np.arange(8) < 4, image, 255 - image))):

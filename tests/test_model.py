@@ -224,7 +224,7 @@ def test_inpainting_does_not_look_at_what_is_hidden(model, x):
 
 
 def test_inpainting_begins_near():
-    """Two modes, all pixels on or all off: no walk of this model crosses, so it has to begin in the one that is known."""
+    """Two modes, all pixels on or off, between which no walk crosses: it has to begin in the right one."""
     decoder = torch.nn.Linear(1, 20)
     encoder = torch.nn.Linear(20, 1)
     with torch.no_grad():

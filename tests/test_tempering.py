@@ -269,3 +269,11 @@ def test_chains_are_tempered_from_two_temperatures_on(temperatures, shape):
     assert chains.z.shape == shape
     assert (chains.tempering is None) == (temperatures == 1)
     assert chains.advance(rbm, 2, seeded(1)).shape == (6, 4)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(4, [0, 3, 6, 9]), (6, [0, 2, 4, 6, 8, 10]), (24, [*range(12)] * 2)])
+def test_chains_begin_at_data_from_all_over(count, rows):
+    """Data may be sorted by what they show."""
+    x = torch.arange(12)[:, None].expand(12, 4)
+    z = Chains.at_data(random_rbm(4, 3), x, count, lambda some: some, 1, seeded(0)).bits
+    assert sorted(z[:, 0].tolist()) == sorted(rows)
