@@ -47,7 +47,7 @@ TABLES = {
         Row("VIMCO from random weights, `mnist-mlp-no-pretrain`", 121.65, PAPER, "mnist-mlp-no-pretrain"),
         Row("independent bits, `mnist-mlp-bernoulli-prior`", None, "", "mnist-mlp-bernoulli-prior"),
         Row("IWAE, one layer, `mnist-mlp-iwae`", None, "", "mnist-mlp-iwae"),
-        Row("RBM, 784x500 (there CD-25, here PCD-25 after CD), `mnist-rbm`", 86.34, "Salakhutdinov & Murray 2008", "mnist-rbm"),
+        Row("RBM, 784x500 (CD-25; here, PCD-25), `mnist-rbm`", 86.34, "Salakhutdinov & Murray 2008", "mnist-rbm"),
     ),
     "table2": (
         Row("DRAW", 80.97, "Gregor et al. 2015"),

@@ -171,7 +171,7 @@ def mnist_resnet() -> Config:
         ),
         joint=JointConfig(
             epochs=50,
-            samples=16,  # a third of the fully connected model's: the decoder's forward pass over K samples is most of an epoch
+            samples=16,  # a third of the fully connected model's: the decoder on K samples is most of an epoch
             first_samples=5,
             backward_samples=2,
             batch_size=100,
@@ -191,7 +191,7 @@ def mnist_resnet() -> Config:
 
 
 def cifar10_resnet() -> Config:
-    """The paper's residual networks on CIFAR-10 (Table 3): 64 to 256 maps, RBM 1024x2048; a relaxed ELBO, then VIMCO."""
+    """The paper's residual networks on CIFAR-10 (Table 3): 64 to 256 maps, RBM 1024x2048, at last VIMCO."""
     return Config(
         recipe="cifar10-resnet",
         data=DataConfig(name="cifar10"),
