@@ -104,11 +104,11 @@ def resample(weights: Tensor, count: int, generator: torch.Generator | None = No
         Indices into the K samples, with shape (S, B).
 
     Raises:
-        ValueError: If a weight is negative or not finite, or all of a datum are 0.
+        ValueError: If a weight is negative, as log-weights are.
     """
     K, B = weights.shape
-    if not ((weights >= 0).all() and (weights.sum(0) > 0).all() and weights.isfinite().all()):
-        raise ValueError("resample: expected weights of 0 or more that are finite, not all 0, got others")
+    if (weights < 0).any():
+        raise ValueError(f"resample: expected weights of 0 or more, got some down to {float(weights.min()):g}")
     device = generator_device(generator, weights)
     u = torch.rand(B, 1, generator=generator, device=device, dtype=torch.float64).to(weights.device)
     positions = (u + torch.arange(count, device=weights.device)) / count
