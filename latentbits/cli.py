@@ -124,6 +124,7 @@ def evaluate_run(
         with Display(quiet=not is_first) as display:
             generator = torch.Generator(device).manual_seed(seed)
             evaluation = evaluate(model, x, split, counts, schedule, generator, display.share, unfinished)
+        distributed.wait()  # for what others still write there, before it is taken away
         counted, seconds = (len(x), len(whole)), time.monotonic() - started
         record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds)
     if is_first:
@@ -247,15 +248,16 @@ def curve_run(
                 f"({describe_settings(before[0]['settings'])}, {before[0]['images']}); give the same, or "
                 "--overwrite to replace them"
             )
+        last = distributed.of_first(max(map(epoch_of, folder.kept())))  # a run in training keeps more
         for name in folder.kept():
-            if name in done:
+            if name in done or epoch_of(name) > last:
                 continue
             started, generator = time.monotonic(), torch.Generator(device).manual_seed(seed)
             with Display(quiet=not is_first) as display:
                 model = load_to_evaluate(run, name).to(device)
                 evaluation = evaluate(model, x, split, counts, generator=generator, report=display.share)
             seconds = time.monotonic() - started
-            epoch = int(name.removeprefix("joint-"))
+            epoch = epoch_of(name)
             record = evaluation_record(folder, name, evaluation, counted, seed, splits, seconds)
             done[name] = {"epoch": epoch, "seconds": seconds_at.get(epoch), "settings": settings, **record}
             if is_first:
@@ -263,6 +265,11 @@ def curve_run(
                 say(f"{name}: {evaluation.likelihood.nll:.3f}")
     if is_first:
         say(f"written: {folder.curve_path(split)}")
+
+
+def epoch_of(name: str) -> int:
+    """After which epoch weights were kept."""
+    return int(name.removeprefix("joint-"))
 
 
 def sample_run(
@@ -582,7 +589,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, FileError, DataError, TrainingError, OSError) as error:
         return refuse(str(error))
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        others = ("CUDA error", "shared memory", "NCCL")  # of which memory is not too small
+        if not isinstance(error, MemoryError) and ("memory" not in str(error) or any(w in str(error) for w in others)):
             raise
         reason = " ".join(str(error).split())[:200] or "no more is to be had"
         return refuse(f"memory does not suffice ({reason}); ask for fewer or smaller things at once")

@@ -188,12 +188,12 @@ def observe(
     tell: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
     """Gibbs chains that start at bits z (N, M): free energy, in nats, and projection after each step, (2, N, steps)."""
-    u, traces = leading_direction(rbm), torch.empty(2, len(z), steps, dtype=torch.float64)
+    u, traces = leading_direction(rbm), torch.empty(2, len(z), steps, dtype=torch.float64, device=rbm.weight.device)
     for t in range(steps):
         z = gibbs(rbm, z, 1, generator)
         traces[0, :, t], traces[1, :, t] = rbm.free_energy(z), z @ u
         tell((t + 1) / steps)
-    return traces
+    return traces.cpu()
 
 
 def affordable(seconds_each: float, seconds: float, choices: Sequence[int]) -> int:
@@ -214,7 +214,7 @@ def diagnose_chains(
 ) -> ChainDiagnosis:
     """Run chains from random bits and from bits of data z (N, M) for so many seconds, and compare."""
     first = torch.cat([random_bits(len(z), rbm, generator), z.to(rbm.weight)])
-    scratch = torch.Generator().manual_seed(0)  # how fast it goes must not change what is drawn
+    scratch = torch.Generator(rbm.weight.device).manual_seed(0)  # how fast it goes must not change what is drawn
     each = _seconds_each(lambda steps: observe(rbm, first, steps, scratch), 5)
     steps = affordable(each, seconds, COUNTS)
     traces = observe(rbm, first, steps, generator, lambda share: report("Gibbs chains", share, f"{steps:,} steps"))
@@ -242,7 +242,7 @@ def diagnose_annealing(
     rbm: RBM, seconds: float, generator: torch.Generator | None, report: Report
 ) -> AnnealingDiagnosis:
     """Run AIS for so many seconds, a sixth of them for the pilot run that places its temperatures."""
-    scratch = torch.Generator().manual_seed(0)
+    scratch = torch.Generator(rbm.weight.device).manual_seed(0)
     each = _seconds_each(lambda temperatures: ais(rbm, AIS_CHAINS, temperatures, scratch), 10)
     temperatures = affordable(1.2 * each, seconds, COUNTS)
     report("AIS", 0.0, "pilot run")
@@ -259,7 +259,10 @@ def diagnose_tempering(
     rbm: RBM, temperatures: int, seconds: float, generator: torch.Generator | None, report: Report
 ) -> TemperingDiagnosis:
     """Place temperatures and count swaps between them for so many seconds, half of them for the placing."""
-    scratch, even = torch.Generator().manual_seed(0), torch.linspace(0, 1, temperatures, dtype=torch.float64)
+    scratch, even = (
+        torch.Generator(rbm.weight.device).manual_seed(0),
+        torch.linspace(0, 1, temperatures, dtype=torch.float64),
+    )
     replicas = start(rbm, TEMPERED_CHAINS[-1], temperatures, scratch)
     each = _seconds_each(lambda rounds: parallel_tempering(rbm, replicas, even, rounds, scratch), 2)
     chains = affordable(each * (_PILOT_ROUNDS + _ROUNDS) / TEMPERED_CHAINS[-1], seconds, TEMPERED_CHAINS)

@@ -10,16 +10,17 @@ bit for bit.
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
+T = TypeVar("T")
 _ranges = itertools.count()
 
 
@@ -50,12 +51,16 @@ def world() -> World:
 def processes(device: str = "cpu") -> Iterator[None]:
     """Join the processes that ``torchrun`` started, for the length of the context.
 
+    On a GPU float32 is float32 from here on, in convolutions too, as on CPUs, whose likelihoods are to be the same.
+
     Arguments:
         device: Where the tensors are: cpu, or cuda, of which each process of a machine takes one of its own.
 
     Raises:
         ValueError: If a GPU is named by number, which would be the same one for all.
     """
+    if device.startswith("cuda"):
+        torch.backends.cudnn.allow_tf32 = False
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world().size > 1:
         yield
         return
@@ -133,6 +138,38 @@ def any_of(*flags: bool) -> list[bool]:
 def of_first(value: float) -> float:
     """The first process's value."""
     return float(total(torch.tensor(value if world().is_first else 0.0, dtype=torch.float64)))
+
+
+@torch.no_grad()
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give each tensor (*) the values that it has in the first process."""
+    if world().size == 1:
+        return
+    for tensor in tensors:
+        sent = _communicable(tensor)
+        dist.broadcast(sent, 0)
+        tensor.copy_(sent)
+
+
+def in_first(work: Callable[[], T]) -> T | None:
+    """Do some work in the first process, and end all of them where it fails.
+
+    Returns:
+        Its result; None in the others.
+
+    Raises:
+        Exception: What the work raised, in the first process.
+        SystemExit: In the others then.
+    """
+    result, failure = None, None
+    if world().is_first:
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+    if any_of(failure is not None)[0]:
+        raise failure or SystemExit(2)
+    return result
 
 
 def wait() -> None:

@@ -206,7 +206,7 @@ class FusedBlock:
 
 
 class PlainBlock:
-    """The same steps by plain PyTorch operations: a GPU, or float64."""
+    """The same steps by plain PyTorch operations: a GPU, or float64. Each row may have its own beta, (n, 1)."""
 
     def __init__(self, weights: Weights, z: Tensor, generator: torch.Generator, stop: threading.Event) -> None:
         self.weights, self.generator, self.z, self.stop = weights, generator, z.to(weights.b), stop
@@ -223,17 +223,17 @@ class PlainBlock:
         refuse_to_go_on(self.stop)
         self.a = self.z @ self.weights.W
 
-    def draw_hidden(self, beta: float) -> None:
+    def draw_hidden(self, beta: float | Tensor) -> None:
         self.h = bernoulli(beta * (self.a + self.weights.c), self.generator)
 
-    def draw_visible(self, beta: float) -> None:
+    def draw_visible(self, beta: float | Tensor) -> None:
         w = self.weights
         self.z = bernoulli((1 - beta) * w.base_bias + beta * (w.b + self.h @ w.WT), self.generator)
 
-    def anneal_hidden(self, beta_to: float, beta_from: float, log_w: Tensor) -> None:
+    def anneal_hidden(self, beta_to: float | Tensor, beta_from: float | Tensor, log_w: Tensor) -> None:
         x = self.a + self.weights.c
         slope = (self.weights.b - self.weights.base_bias).double()
-        log_w += (beta_to - beta_from) * (self.z.double() @ slope)
+        log_w += ((beta_to - beta_from) * (self.z.double() @ slope)[:, None]).squeeze(1)
         log_w += (F.softplus(beta_to * x) - F.softplus(beta_from * x)).double().sum(-1)
         self.draw_hidden(beta_to)
 
@@ -282,7 +282,7 @@ def run_blocks(
     rank, processes = distributed.world() if shared else distributed.World(0, 1)
     blocks = blocks or blocks_of_chains(weights, len(z), processes)
     device = weights.b.device
-    key = draw_key(generator) if weights.fused or len(blocks) > 1 else None
+    key = draw_key(generator) if weights.fused or len(blocks) > 1 or processes > 1 else None
     stop = threading.Event()
 
     def run(number: int) -> None:
@@ -295,9 +295,14 @@ def run_blocks(
                 own = (generator or default_generator(device)) if key is None else fork(key, number, device)
                 advance(PlainBlock(weights, z[rows], own, stop), rows)
 
+    numbers = range(rank, len(blocks), processes)
+    if device.type != "cpu":  # whose streams belong to this thread
+        for number in numbers:
+            run(number)
+        return
     with weights.products():
         # Ctrl-C reaches this thread only, and the others would go on for minutes
-        map_blocks(run, range(rank, len(blocks), processes), on_error=stop.set)
+        map_blocks(run, numbers, on_error=stop.set)
 
 
 def gibbs(prior: Prior, z: Tensor, steps: int, generator: torch.Generator | None = None) -> Tensor:

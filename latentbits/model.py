@@ -36,6 +36,9 @@ ELEMENTS_PER_SCORING = 2**21
 Another decoder may say otherwise by its attribute ``elements_at_once``.
 """
 
+TIMES_ON_A_GPU = 16
+"""Larger tensors than on a CPU; not measured."""
+
 STEPS_BEFORE_A_WALK = 200
 """Of the prior's chains among whose samples inpainting looks for a place to begin."""
 
@@ -55,6 +58,11 @@ class Scores(NamedTuple):
     log_prob: Tensor
     standard_error: Tensor
     effective_sample_size: Tensor
+
+
+def elements_on(x: Tensor, elements: int) -> int:
+    """How large a tensor may be where x is, that has so many elements on a CPU: a GPU idles with these."""
+    return elements if x.device.type == "cpu" else TIMES_ON_A_GPU * elements
 
 
 def over_samples(
@@ -191,7 +199,7 @@ class LatentModel(nn.Module):
                 p_x = self.likelihood(z)
             return p_x.log_prob(x) - self.prior.free_energy(z)
         with products():
-            at_once = int(getattr(self.decoder, "elements_at_once", ELEMENTS_PER_SCORING))
+            at_once = elements_on(x, int(getattr(self.decoder, "elements_at_once", ELEMENTS_PER_SCORING)))
             log_p = over_samples(lambda part: self.likelihood(part).log_prob(x), z, len(x) * self._elements(x), at_once)
         return log_p - over_samples(self.prior.free_energy, z, z.shape[1] * max(self.prior.visible, self.prior.hidden))
 
@@ -284,7 +292,7 @@ class LatentModel(nn.Module):
         progress: Callable[[float], None] | None,
         parameters: Tensor | None,
     ) -> ImportanceSums:
-        rows = max(1, ELEMENTS_PER_CHUNK // (min(samples, 64) * self._elements(x)))
+        rows = max(1, elements_on(x, ELEMENTS_PER_CHUNK) // (min(samples, 64) * self._elements(x)))
         parts = []
         for first in range(0, len(x), rows):
             part = x[first : first + rows]
@@ -311,7 +319,7 @@ class LatentModel(nn.Module):
         log_sum = x.new_full((B,), -torch.inf, dtype=torch.float64)
         log_sum_squares, largest = log_sum.clone(), LargestWeights(log_sum)
         kept = x.new_zeros(keep, B, M)
-        chunk = max(1, ELEMENTS_PER_CHUNK // (len(x) * self._elements(x)))
+        chunk = max(1, elements_on(x, ELEMENTS_PER_CHUNK) // (len(x) * self._elements(x)))
         for first in range(0, samples, chunk):
             z = q.sample((min(chunk, samples - first),), generator)
             if z.shape[-1] != M:  # a prior of independent latents would take any number
@@ -536,7 +544,7 @@ def build(config: ModelConfig, form: Form, generator: torch.Generator | None = N
             "model.network=given: this run's model was given in Python; give it again, to load(run, model=)"
         )
     with torch.random.fork_rng(devices=[]):  # torch.nn's initialization knows the global generator only
-        torch.manual_seed(0 if generator is None else int(torch.randint(2**31, (), generator=generator)))
+        torch.default_generator.manual_seed(0 if generator is None else _integer(generator))  # no GPU's
         if config.network == "none":
             return RBM(form.dimensions, config.hidden)
         if config.network == "dcgan":
@@ -550,6 +558,10 @@ def build(config: ModelConfig, form: Form, generator: torch.Generator | None = N
             return GaussianModel(encoder, decoder, NormalPrior(config.latent), family)
         prior = RBM(config.latent, config.hidden) if config.prior == "rbm" else BernoulliPrior(config.latent)
         return LatentModel(encoder, decoder, prior, family)
+
+
+def _integer(generator: torch.Generator) -> int:
+    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
 
 
 def check_pixels(form: Form) -> None:

@@ -143,7 +143,8 @@ class RBM(Energy):
         for name, value in (("visible", visible), ("hidden", hidden)):
             if value < 1:
                 raise ValueError(f"RBM: {name} must be at least 1, got {value}")
-        self.weight = nn.Parameter(scale * torch.randn(visible, hidden, generator=generator))
+        device = None if generator is None else generator.device
+        self.weight = nn.Parameter(scale * torch.randn(visible, hidden, generator=generator, device=device))
         self.visible_bias = nn.Parameter(torch.zeros(visible))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
         self.base_bias: Tensor | None

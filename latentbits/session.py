@@ -20,7 +20,7 @@ from . import distributed
 from .config import Config
 from .events import Events
 from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state
-from .fused import fork
+from .fused import default_generator, fork
 from .model import GaussianModel, LatentModel, Model
 from .objectives import LossesFunction, SignalFunction
 from .progress import STAGE_TITLES, Display
@@ -315,7 +315,8 @@ class Session:
             if epoch != drawn:
                 drawn, order = epoch, epoch_order(self.config.seed, stage, epoch, len(x)).to(x.device)
             if self.parts.model is not None:  # whose modules may draw from PyTorch's own generator, as dropout does
-                torch.manual_seed(step_seed(self.config.seed, stage, state.step))
+                for device in {torch.device("cpu"), x.device}:
+                    default_generator(device).manual_seed(step_seed(self.config.seed, stage, state.step))
             yield x[distributed.share(order[i * batch_size : (i + 1) * batch_size])]
             state.step += 1
             self.display.advance(state.step)
@@ -446,7 +447,7 @@ class Session:
 def epoch_order(seed: int, stage: str, epoch: int, count: int) -> Tensor:
     """The order of the data in an epoch, with shape (count,): a function of its arguments alone."""
     generator = torch.Generator().manual_seed((seed * 3 + _STREAMS[stage]) * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator)
+    return torch.randperm(count, generator=generator, device="cpu")
 
 
 def step_seed(seed: int, stage: str, step: int) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import distributed
 from .fused import bernoulli
-from .gibbs import Block, Weights, gibbs, random_bits, run_blocks
+from .gibbs import Block, PlainBlock, Weights, gibbs, random_bits, run_blocks
 from .rbm import RBM, Prior, check_bits, check_finite
 
 Sampler = Callable[[RBM, Tensor, int, torch.Generator | None], Tensor]
@@ -108,18 +108,19 @@ def parallel_tempering(
     if not N:
         return z, Swaps.none(R)
     z, weights = z.to(rbm.weight), Weights(rbm, R * N, rbm.annealing_base(base_bias))
-    swaps = Swaps.none(R)
+    swaps, refused = Swaps.none(R), torch.zeros(R - 1, dtype=torch.int64, device=z.device)
     first = int(torch.rand((), generator=generator, device=_device(generator)) < 0.5)
     for number in range(first, first + rounds):
-        lower = torch.arange(number % 2, R - 1, 2)
-        partner = torch.arange(R)
-        partner[lower], partner[lower + 1] = lower + 1, lower
-        z, gain = _move(weights, z, betas.tolist(), partner.tolist(), generator)
+        swapping = range(number % 2, R - 1, 2)
+        lower = torch.arange(R - 1, device=z.device)[number % 2 :: 2]
+        partner = [r + 1 if r in swapping else r - 1 if r - 1 in swapping else r for r in range(R)]
+        z, gain = _move(weights, z, betas.tolist(), partner, generator)
         u = torch.rand(len(lower), N, dtype=torch.float64, generator=generator, device=_device(generator))
         accept = u.to(gain.device).log() < gain[lower] + gain[lower + 1]
-        swaps.tried[lower] += N
-        swaps.refused[lower] += N - accept.sum(1).cpu()
+        swaps.tried[number % 2 :: 2] += N
+        refused[lower] += N - accept.sum(1)
         z = _swap(z, lower, accept)
+    swaps.refused.add_(refused.cpu())  # once, for a GPU would wait for it
     return z, swaps
 
 
@@ -133,6 +134,23 @@ def _move(
     """A Gibbs step of each replica z (R, N, M), and what its log f would gain at its partner's temperature (R, N)."""
     R, N, M = z.shape
     moved, gain = torch.empty_like(z), torch.zeros(R, N, dtype=torch.float64, device=z.device)
+    if not weights.fused:  # all replicas at once, where each would leave a GPU idle
+        at, to = (
+            torch.tensor(each, dtype=z.dtype).repeat_interleave(N)[:, None].to(z.device)
+            for each in (betas, [betas[r] for r in partner])
+        )
+
+        def advance_all(block: Block, rows: slice) -> None:
+            assert isinstance(block, PlainBlock)
+            block.project()
+            block.draw_hidden(at)
+            block.draw_visible(at)
+            block.project()
+            moved.view(R * N, M).copy_(block.z)
+            block.anneal_hidden(to, at, gain.view(-1))
+
+        run_blocks(weights, z.reshape(R * N, M), generator, advance_all, blocks=[slice(0, R * N)])
+        return moved, gain
 
     def advance(block: Block, rows: slice) -> None:
         r = rows.start // N

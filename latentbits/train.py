@@ -123,7 +123,7 @@ def train(
         except RunError as error:
             raise RunError(f"--weights: expected a file of weights of such a model ({error})") from error
     if folder is None:
-        folder = Run.create(run, config) if is_first else Run(run)
+        folder = distributed.in_first(lambda: Run.create(run, config)) or Run(run)
     with folder.lock() if is_first else contextlib.nullcontext(), Display(quiet or not is_first) as display:
         if not begins:
             if is_first and (note := folder.repair_checkpoint()):
@@ -218,6 +218,7 @@ def new_state(config: Config, splits: Splits, given: LatentModel | None = None) 
     generator = torch.Generator(splits.train.device).manual_seed(config.seed + 1_000_003 * distributed.world().rank)
     if isinstance(model, LatentModel) and given is None:
         begin_networks(model, splits)
+    distributed.copy_from_first(model.state_dict().values())  # one of one's own may have begun otherwise in each
     return State(model, generator)
 
 
@@ -228,7 +229,7 @@ def check_fit(model: LatentModel, splits: Splits) -> None:
         RunError: If its parts do not fit each other or the images.
     """
     try:
-        with torch.random.fork_rng([]):
+        with own_randomness(model, str(splits.train.device)):
             model.log_prob(splits.train[:2].float(), 2, 0.0, torch.Generator(splits.train.device).manual_seed(0))
     except (RuntimeError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())

@@ -294,7 +294,8 @@ def run_train(args: Sequence[str]) -> int:
             config, folder, options.resume, options.max_minutes, options.data_dir, options.device,
             tensorboard=options.tensorboard,
         )  # fmt: skip
-    in_time = options.max_minutes is not None and time.monotonic() - began >= 60 * options.max_minutes
+        in_time = options.max_minutes is not None and time.monotonic() - began >= 60 * options.max_minutes
+        in_time = distributed.of_first(in_time) > 0
     status = 0 if run.finished or in_time else STOPPED
     if not is_first:
         return status

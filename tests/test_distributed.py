@@ -70,6 +70,12 @@ def test_processes_agree(both):
         assert result["gathered"].tolist() == [[0, 10], [1, 11]]
         assert result["any"].tolist() == [True, False]
         assert float(result["of_first"]) == 5.0
+    assert [int(result["ended_by"]) for result in both] == [1, 2]
+
+
+def test_a_model_of_ones_own_begins_with_the_same_weights_in_all_processes(both):
+    assert torch.equal(both[0]["own_model"], both[1]["own_model"])
+    assert torch.equal(both[0]["own_model"], two_processes.own_weights(0))
 
 
 def test_each_number_falls_to_one_process_and_fewer_to_a_slow_one(both):

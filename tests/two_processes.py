@@ -20,6 +20,7 @@ from latentbits.config import (
     RBMConfig,
     ValidationConfig,
 )
+from latentbits.data import load as load_data
 from latentbits.distributions import Bits
 from latentbits.evaluate import Counts, _parts_to_do, evaluate
 from latentbits.model import build
@@ -145,6 +146,23 @@ def train_until(folder, stage, step, resume):
         train(config, folder, resume=resume)
 
 
+def own_weights(rank):
+    """Weights of a model of one's own, which each process has begun with another seed, as training begins with them."""
+    model = build(small_config().model, load_data("digits").form, seeded(rank))
+    state = import_module("latentbits.train").new_state(small_config(), load_data("digits"), model)
+    return torch.cat([each.detach().flatten() for each in state.model.parameters()])
+
+
+def ended_by():
+    """1 where the first process's error is raised, 2 where a process ends for it."""
+    try:
+        distributed.in_first(lambda: 1 / 0)
+    except ZeroDivisionError:
+        return 1
+    except SystemExit as end:
+        return end.code
+
+
 def main(folder):
     """Compute in each process, and write what each has."""
     with distributed.processes():
@@ -157,6 +175,8 @@ def main(folder):
         done = torch.arange(2000) // 500 == rank  # the first process has done the first 500, the second the next
         result["parts"] = torch.tensor([number for number, _ in _parts_to_do(torch.zeros(2000, 12), 10, done)])
         result["of_first"] = torch.tensor(distributed.of_first(5.0 + rank))
+        result["own_model"] = own_weights(rank)
+        result["ended_by"] = torch.tensor(ended_by())
         save_file(result, folder / f"{rank}.safetensors")
 
 
