@@ -13,8 +13,8 @@ from torch.optim import SGD, Adam
 from torch.optim.swa_utils import AveragedModel
 
 from latentbits import LatentModel, joint, stages, train
+from latentbits.chains import Chains
 from latentbits.recipes import mnist_mlp
-from latentbits.tempering import Chains
 
 
 def parts_of_an_epoch(data_dir: Path | None) -> dict[str, float]:

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latentbits import data
 from latentbits.adversarial import critic_loss, generator_loss
+from latentbits.chains import Chains
 from latentbits.config import AdversarialConfig, Config, JointConfig
 from latentbits.data import form_of
 from latentbits.files import write_json
@@ -37,7 +38,6 @@ from latentbits.records import provenance
 from latentbits.session import Parts, steps_per_epoch
 from latentbits.splits import Form, Splits
 from latentbits.stages import group, rate_factor, set_rates
-from latentbits.tempering import Chains
 from latentbits.train import new_state
 
 STAGES = ("autoencoder", "warm_start", "joint", "adversarial")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Adamax, Optimizer
 
 from . import distributed
+from .chains import Chains
 from .config import JointConfig
 from .evaluate import fit_prior_base
 from .gibbs import bfloat16_products
@@ -17,7 +18,6 @@ from .objectives import Losses, iwae_losses, joint_losses, relaxed_losses
 from .rbm import RBM
 from .session import Parts, Session, steps_per_epoch
 from .stages import augment, group, rate_factor, set_rates, shrink, validate_nll
-from .tempering import Chains
 
 
 def samples_at(step: int, steps: int, config: JointConfig) -> int:

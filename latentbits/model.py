@@ -22,7 +22,7 @@ from .distributions import Bits, DiagonalNormal, Likelihood, LogisticMixture
 from .fused import generator_device, uniform
 from .importance import ImportanceSums, LargestWeights
 from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder, check_last_map, evaluating
-from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
+from .rbm import RBM, BernoulliPrior, NormalPrior, Prior, check_shape
 from .splits import Form
 from .tempering import sample_prior
 
@@ -80,27 +80,7 @@ def over_samples(
     return torch.cat([function(part) for part in parts])
 
 
-def check_shape(argument: str, given: Tensor, leading: str, width: int | None) -> None:
-    """Refuse a tensor of another shape than (leading, width).
-
-    Arguments:
-        argument: Its name.
-        given: The tensor.
-        leading: "B" for one axis before the last, "*" for any number.
-        width: Length of the last axis; None for any.
-
-    Raises:
-        TypeError: If it is no tensor.
-        ValueError: If the shape is another.
-    """
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(given).__name__}; torch.as_tensor makes one")
-    axes = given.dim() == 2 if leading == "B" else given.dim() > 0
-    if not axes or (width is not None and given.shape[-1] != width):
-        raise ValueError(
-            f"{argument}: expected shape ({leading}, {width or 'D'}), got {tuple(given.shape)}; a row is an image, "
-            "flattened, or its latents"
-        )
+check_rows = partial(check_shape, hint="; a row is an image, flattened, or its latents")
 
 
 class LatentModel(nn.Module):
@@ -135,7 +115,7 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: If shape or values are others.
         """
-        check_shape(argument, x, leading, self.inputs)
+        check_rows(argument, x, self.inputs, leading)
         family = getattr(self.family, "func", self.family)
         if family is Bits:
             expected, fits = "bits, 0 or 1", (x == 0) | (x == 1)
@@ -158,7 +138,7 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: If x has another shape.
         """
-        check_shape("x", x, "*", self.inputs)
+        check_rows("x", x, self.inputs, "*")
         return self.posterior_of(self.encoder(x))
 
     def posterior_of(self, parameters: Tensor) -> Bits:
@@ -361,7 +341,7 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: If z has another shape.
         """
-        check_shape("z", z, "*", self.prior.visible)
+        check_rows("z", z, self.prior.visible, "*")
         rows = z.to(self.prior.visible_bias).reshape(-1, z.shape[-1])
         with evaluating(self):
             means = torch.cat([self.likelihood(part).mean for part in rows.split(self.rows_at_once())])
@@ -421,7 +401,7 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: If shapes or counts do not fit, or known pixels have values that p(x | z) is not of.
         """
-        check_shape("x", x, "B", self.inputs)
+        check_rows("x", x, self.inputs)
         if not len(x):
             raise ValueError("x: expected one row or more, got none")
         if known.dtype != torch.bool or known.shape not in (x.shape, x.shape[1:]) or samples < 2 or steps < 1:
@@ -485,7 +465,7 @@ class GaussianModel(LatentModel):
         Raises:
             ValueError: If x has another shape.
         """
-        check_shape("x", x, "*", self.inputs)
+        check_rows("x", x, self.inputs, "*")
         return self.posterior_of(self.encoder(x))
 
     def posterior_of(self, parameters: Tensor) -> DiagonalNormal:  # type: ignore[override]

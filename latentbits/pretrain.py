@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from . import distributed
+from .chains import Chains
 from .config import AutoencoderConfig, Config, RBMConfig, ValidationConfig
 from .evaluate import IMAGES_AT_ONCE, mean_latents, quick_nll, some_of
 from .fused import bernoulli
@@ -24,7 +25,6 @@ from .objectives import drop
 from .rbm import RBM, BernoulliPrior, Prior, TractablePrior
 from .session import Session, steps_per_epoch
 from .stages import augment, group, rate_factor, set_rates, shrink, validate_nll
-from .tempering import Chains
 
 CALIBRATION_IMAGES = 20_000
 CALIBRATION_UPDATES = 1000

@@ -94,24 +94,35 @@ class Ising(NamedTuple):
     offset: Tensor
 
 
-def check_bits(argument: str, given: Tensor, width: int, leading: str = "B") -> None:
-    """Refuse what is not bits of shape (leading, width).
+def check_shape(argument: str, given: Tensor, width: int | None, leading: str = "B", hint: str = "") -> None:
+    """Refuse a tensor of another shape than (leading, width).
 
     Arguments:
         argument: Its name.
         given: The tensor.
-        width: Length of the last axis.
+        width: Length of the last axis; None for any.
         leading: "B" for one axis before the last, "*" for any number.
+        hint: What else to say.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If the shape is another.
+    """
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(given).__name__}; torch.as_tensor makes one")
+    axes = given.dim() == 2 if leading == "B" else given.dim() > 0
+    if not axes or (width is not None and given.shape[-1] != width):
+        raise ValueError(f"{argument}: expected shape ({leading}, {width or 'D'}), got {tuple(given.shape)}{hint}")
+
+
+def check_bits(argument: str, given: Tensor, width: int, leading: str = "B") -> None:
+    """Refuse what is not bits of shape (leading, width), as :func:`check_shape` does.
 
     Raises:
         TypeError: If it is no tensor.
         ValueError: If the shape is another, or a value is neither 0 nor 1.
     """
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(given).__name__}; torch.as_tensor makes one")
-    axes = given.dim() == 2 if leading == "B" else given.dim() > 0
-    if not axes or given.shape[-1] != width:
-        raise ValueError(f"{argument}: expected shape ({leading}, {width}), got {tuple(given.shape)}")
+    check_shape(argument, given, width, leading)
     if not ((given == 0) | (given == 1)).all():
         raise ValueError(
             f"{argument}: expected 0s and 1s, got other values; spins s in -1 and 1 are bits (s + 1) / 2, and grey "

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import distributed
+from .chains import Chains, Sampler
 from .config import Config
 from .events import Events
 from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state
@@ -27,7 +28,6 @@ from .progress import STAGE_TITLES, Display
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
 from .runs import STAGES, Run, RunError
 from .splits import Splits
-from .tempering import Chains, Sampler
 from .watch import most_gap, stuck
 
 STEPS_BETWEEN_CHECKS = 50

@@ -22,6 +22,7 @@ import torch
 
 from . import data, distributed
 from .adversarial import train_wgan
+from .chains import Sampler
 from .config import Config, different, settings
 from .evaluate import fit_prior_base, some_of
 from .events import Events, check_tensorboard
@@ -42,7 +43,6 @@ from .session import (
     stop_on_interrupt,
 )
 from .splits import Splits
-from .tempering import Sampler
 
 INITIALIZATION_IMAGES, INITIALIZATION_ELEMENTS = 500, 2**29
 """Images by which networks begin, at most, also by the size of their largest tensors together."""

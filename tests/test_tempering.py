@@ -6,9 +6,9 @@ import pytest
 import torch
 from checks import LIMIT, chi_square_score, machine, mean_scores, random_rbm, seeded, tensor
 
+from latentbits.chains import Chains
 from latentbits.rbm import RBM, BernoulliPrior
 from latentbits.tempering import (
-    Chains,
     Swaps,
     parallel_tempering,
     respace,
