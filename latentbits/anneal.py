@@ -28,7 +28,7 @@ from . import distributed
 from .files import Unfinished, fingerprint
 from .fused import bernoulli, default_generator
 from .gibbs import Block, Weights, blocks_of_chains, gibbs, run_blocks
-from .importance import LargestWeights
+from .importance import jackknife_error
 from .rbm import RBM, check_bits, check_finite
 
 _REPORT_EVERY = 200
@@ -63,10 +63,8 @@ def linear_schedule(temperatures: int) -> Tensor:
 
 def estimate_from_log_weights(log_weights: Tensor) -> AISEstimate:
     """Summarize log-weights (chains,): the estimate, its standard error and effective sample size."""
-    n, largest = log_weights.numel(), LargestWeights(log_weights.new_zeros(1))
-    largest.add(log_weights[:, None])
-    log_sum = log_weights.logsumexp(0)
-    error = float(largest.variance(n).sqrt()) if n > 1 else math.inf
+    n, log_sum = log_weights.numel(), log_weights.logsumexp(0)
+    error = jackknife_error(log_weights) if n > 1 else math.inf
     ess = (2 * log_sum - (2 * log_weights).logsumexp(0)).exp()
     return AISEstimate(float(log_sum) - math.log(n), error, float(ess), log_weights)
 

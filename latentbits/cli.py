@@ -589,7 +589,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, FileError, DataError, TrainingError, OSError) as error:
         return refuse(str(error))
     except (MemoryError, RuntimeError) as error:
-        others = ("CUDA error", "shared memory", "NCCL")  # of which memory is not too small
+        others = ("illegal memory", "shared memory")  # of which memory is not too small
         if not isinstance(error, MemoryError) and ("memory" not in str(error) or any(w in str(error) for w in others)):
             raise
         reason = " ".join(str(error).split())[:200] or "no more is to be had"

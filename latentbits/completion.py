@@ -44,7 +44,9 @@ def dashed(name: str) -> str:
 
 def choices_of(annotation: object) -> list[str] | None:
     """The words that a value can be on a command line, if they can be listed; None for a switch, which has none."""
-    if annotation is bool:
+    while typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    if annotation in (bool, bool | None):
         return None
     if typing.get_origin(annotation) is not typing.Literal:
         return []

@@ -123,7 +123,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | Exception]]:
 
 
 def _walk(path: Path) -> Iterator[Path]:
-    """Everything below a folder, also behind links, but for those to a folder that they are in.
+    """Every file below a folder, also behind links to other folders, but not twice, by links to what is in it.
 
     Raises:
         DataError: If a folder in it cannot be read.
@@ -132,10 +132,20 @@ def _walk(path: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"{path}: {error.filename} cannot be read ({error.strerror}); grant it, or move it away")
 
+    entered: set[Path] = {path.resolve()}  # those behind links, besides
+
+    def is_new(folder: Path) -> bool:
+        if not folder.is_symlink():
+            return True
+        target = folder.resolve()
+        if any(target.is_relative_to(each) or each.is_relative_to(target) for each in entered):
+            return False
+        entered.add(target)
+        return True
+
     for folder, folders, files in os.walk(path, followlinks=True, onerror=refuse):
         here = Path(folder)
-        above = {parent.resolve() for parent in (here, *here.parents)}
-        folders[:] = [name for name in folders if (here / name).resolve() not in above]
+        folders[:] = [name for name in sorted(folders) if is_new(here / name)]
         yield from (here / name for name in files)
 
 

@@ -287,7 +287,7 @@ def run_blocks(
 
     def run(number: int) -> None:
         rows = blocks[number]
-        with torch.no_grad(), exactly(z):  # of which a thread of one's own knows nothing
+        with torch.no_grad(), exactly(weights.b):  # of which a thread of one's own knows nothing
             if weights.fused:
                 assert key is not None
                 advance(FusedBlock(weights, z[rows], key, number, stop), rows)

@@ -21,6 +21,15 @@ LARGEST = 16
 """Weights that are kept each; for the others, each below 1 / 16 of the sum, log(1 - w) is as good as -w."""
 
 
+def jackknife_error(log_w: Tensor) -> float:
+    """Standard error of the log of the mean of weights, given their logs (n,), two or more, all at once."""
+    log_sum = log_w.logsumexp(0)
+    change = torch.log1p(-(log_w - log_sum).exp())  # l_i - l
+    largest = log_w.argmax()
+    change[largest] = torch.cat([log_w[:largest], log_w[largest + 1 :]]).logsumexp(0) - log_sum  # near 1 - 1 it is lost
+    return math.sqrt((len(log_w) - 1) * float(change.var(correction=0)))
+
+
 class ImportanceSums(NamedTuple):
     """What is kept of K importance weights w_i for each datum.
 

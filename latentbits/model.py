@@ -404,6 +404,8 @@ class LatentModel(nn.Module):
         check_rows("x", x, self.inputs)
         if not len(x):
             raise ValueError("x: expected one row or more, got none")
+        if starts < 0:
+            raise ValueError(f"starts: expected 0 or more, got {starts}")
         if known.dtype != torch.bool or known.shape not in (x.shape, x.shape[1:]) or samples < 2 or steps < 1:
             raise ValueError(
                 f"inpaint: expected known as bool with shape {tuple(x.shape)} or {tuple(x.shape[1:])}, steps of 1 or "
@@ -414,6 +416,7 @@ class LatentModel(nn.Module):
         self.check_data("x where known", torch.where(known, x, 0.0))
         with evaluating(self):
             if starts:
+                x = torch.where(known, x, 0.0)  # what is unknown may be NaN
                 x = torch.where(known, x, self._begin_near(x, known, starts, generator))
             z = self.posterior(x).sample((1,), generator)
             for step in range(steps):

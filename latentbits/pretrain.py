@@ -17,12 +17,14 @@ from . import distributed
 from .chains import Chains
 from .config import AutoencoderConfig, Config, RBMConfig, ValidationConfig
 from .evaluate import IMAGES_AT_ONCE, mean_latents, quick_nll, some_of
+from .files import FileError
 from .fused import bernoulli
 from .gibbs import gibbs
 from .model import LatentModel
 from .nets import Network, evaluating, weight_matrices
 from .objectives import drop
 from .rbm import RBM, BernoulliPrior, Prior, TractablePrior
+from .runs import Run
 from .session import Session, steps_per_epoch
 from .stages import augment, group, rate_factor, set_rates, shrink, validate_nll
 
@@ -39,6 +41,15 @@ def soft_binarize(z: Tensor, u: Tensor, conversion: str) -> Tensor:
     return (z + u - 0.5 if conversion == "literal" else z + u).clamp(0, 1)
 
 
+def reconstructions_so_far(run: Run) -> dict[int, float]:
+    """Of hard bits, by epoch, as earlier sittings wrote them down; none where they cannot be read."""
+    try:
+        rows = run.metrics()
+    except FileError:  # it is for a warning only
+        return {}
+    return {row["epoch"]: row["reconstruction_hard_bits"] for row in rows if "reconstruction_hard_bits" in row}
+
+
 def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderConfig) -> None:
     """Stage 1: maximise log p(x | B(E(x))), then convert the encoder to a posterior."""
     state, splits = session.state, session.splits
@@ -47,8 +58,7 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     state.begin("autoencoder", {"nets": optimizer})
     steps = config.epochs * steps_per_epoch(len(splits.train), config.batch_size)
 
-    earlier = (row for row in session.run.metrics() if row.get("stage") == "autoencoder")
-    by_epoch: dict[int, float] = {row["epoch"]: row["reconstruction_hard_bits"] for row in earlier}
+    by_epoch = reconstructions_so_far(session.run)
 
     def validate(epoch: int) -> dict[str, float]:
         at_once = min(IMAGES_AT_ONCE, model.rows_at_once())

@@ -156,8 +156,8 @@ class RBM(Energy):
                 raise ValueError(f"RBM: {name} must be at least 1, got {value}")
         device = None if generator is None else generator.device
         self.weight = nn.Parameter(scale * torch.randn(visible, hidden, generator=generator, device=device))
-        self.visible_bias = nn.Parameter(torch.zeros(visible))
-        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+        self.visible_bias = nn.Parameter(torch.zeros(visible, device=device))
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden, device=device))
         self.base_bias: Tensor | None
         self.register_buffer("base_bias", None)
 
@@ -230,6 +230,7 @@ class RBM(Energy):
     def energy(self, z: Tensor, h: Tensor) -> Tensor:
         """E(z, h) of bits z (*, M) and h (*, H), with shape (*)."""
         with exactly(z):
+            z, h = z.to(self.weight.dtype), h.to(self.weight.dtype)
             return -(z @ self.visible_bias) - (h @ self.hidden_bias) - ((z @ self.weight) * h).sum(-1)
 
     def log_prob(self, z: Tensor, log_partition: Tensor | float) -> Tensor:
@@ -287,10 +288,14 @@ class RBM(Energy):
             total: Tensor = (s @ b + softplus_sum(c + s @ W)).logsumexp(0)
             return total
 
-        with exactly(W):  # backward sums each chunk again, as their states together would not fit into memory
-            firsts = range(0, 2**units, _STATES_PER_CHUNK)
-            chunks = [checkpoint(chunk, first, use_reentrant=False, preserve_rng_state=False) for first in firsts]
-            return torch.stack(chunks).logsumexp(0)
+        def again(first: int) -> Tensor:
+            """Summed once more by backward, as the states of all chunks would not fit into memory."""
+            total: Tensor = checkpoint(chunk, first, use_reentrant=False, preserve_rng_state=False)
+            return total
+
+        with exactly(W):
+            sums = map(again if torch.is_grad_enabled() else chunk, range(0, 2**units, _STATES_PER_CHUNK))
+            return torch.stack(list(sums)).logsumexp(0)
 
     def log_partition_surrogate(self, z_negative: Tensor) -> Tensor:
         """A scalar whose gradient estimates that of log Z from model samples z (N, M) (Eq. 5)."""
@@ -435,7 +440,7 @@ class BernoulliPrior(TractablePrior):
     def free_energy(self, z: Tensor) -> Tensor:
         """F(z) = -z·b of bits z (*, M), in nats, with shape (*)."""
         with exactly(z):
-            return -(z @ self.visible_bias)
+            return -(z.to(self.visible_bias.dtype) @ self.visible_bias)
 
     def log_partition(self) -> Tensor:
         """Exact log Z, in nats; a float64 scalar, with its gradient."""

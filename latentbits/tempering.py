@@ -127,7 +127,7 @@ def _move(
 ) -> tuple[Tensor, Tensor]:
     """A Gibbs step of each replica z (R, N, M), and what its log f would gain at its partner's temperature (R, N)."""
     R, N, M = z.shape
-    moved, gain = torch.empty_like(z), torch.zeros(R, N, dtype=torch.float64, device=z.device)
+    moved, gain = z.new_empty(R, N, M), torch.zeros(R, N, dtype=torch.float64, device=z.device)
     if not weights.fused:  # all replicas at once, where each would leave a GPU idle
         at, to = (
             torch.tensor(each, dtype=z.dtype).repeat_interleave(N)[:, None].to(z.device)

@@ -232,6 +232,8 @@ def check_fit(model: LatentModel, splits: Splits) -> None:
         with own_randomness(model, str(splits.train.device)):
             model.log_prob(splits.train[:2].float(), 2, 0.0, torch.Generator(splits.train.device).manual_seed(0))
     except (RuntimeError, ValueError, IndexError) as error:
+        if "memory" in str(error):
+            raise
         reason = " ".join(str(error).split())
         raise RunError(
             f"model: does not fit images of {splits.form.dimensions} values, or its parts not each other ({reason})"

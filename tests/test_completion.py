@@ -53,6 +53,7 @@ def test_what_follows_an_option_is_its_value(offered):
     assert offered("train", "digits", "--run", "") == []
     assert offered("train", "my-images", "--data", "") == []
     assert offered("train", "digits", "--resume", "--max") == ["--max-minutes"]  # a switch has no value
+    assert offered("inpaint", "runs/x", "--means", "--st") == ["--steps"]
     assert offered("sample", "--pretrained", "mnist") == ["mnist-mlp", "mnist-mlp-best"]
     assert offered("train", "digits", "mnist") == []  # a recipe stands first
     assert offered("encode", "mnist-mlp", "mnist") == []

@@ -282,6 +282,7 @@ def test_pictures_behind_links_to_folders_are_found(tmp_path, files):
     (folder / "kind").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(folder)  # a loop
     (folder / "itself").symlink_to(folder)
+    (folder / "latest").symlink_to(elsewhere)  # which is there already
     direct, linked = folders.read_pictures(elsewhere, SQUARE), folders.read_pictures(folder, SQUARE)
     assert linked.names == [f"kind/{name}" for name in direct.names]
     np.testing.assert_array_equal(linked.images, direct.images)

@@ -277,3 +277,13 @@ def test_chains_begin_at_data_from_all_over(count, rows):
     x = torch.arange(12)[:, None].expand(12, 4)
     z = Chains.at_data(random_rbm(4, 3), x, count, lambda some: some, 1, seeded(0)).bits
     assert sorted(z[:, 0].tolist()) == sorted(rows)
+
+
+def test_tempered_chains_advance_on_the_plain_path():
+    """Float64; chains keep their replicas in the second axis, and what is given is a transposed view."""
+    rbm = random_rbm(4, 3).double()
+    chains = Chains.begin(rbm, torch.zeros(30_000, 4), 3, seeded(1))
+    z = chains.advance(rbm, 10, seeded(2))
+    assert z.shape == (30_000, 4)
+    counts = np.bincount(exact.index(z.numpy()), minlength=16)
+    assert abs(chi_square_score(counts, exact.probabilities(machine(rbm)))) < LIMIT
