@@ -101,7 +101,7 @@ COLOUR_TRAININGS = {
     "cifar10-resnet": Training(("cifar10-resnet-hour",), 1, 3072),
     "natural64-small": Training(("natural64-small",), 1, 12_288),
 }
-HOURS = (0.5, 1.0, 1.5, 2.0)
+HOURS = (0.5, 1.0, 2.0, 3.0, 4.0)
 
 RESNET_RUNS = {"mnist-resnet-begin": 1, "mnist-resnet-vimco": 1, "mnist-resnet-vimco-end": 2, "mnist-resnet": 1}
 """The runs that trained mnist-resnet, each but the first from the weights before it, and on how many cores."""
