@@ -175,20 +175,25 @@ class Diagnosis(NamedTuple):
 def leading_direction(rbm: RBM) -> Tensor:
     """The left singular vector of W with the largest singular value, (M,), its sum not negative."""
     W = rbm.weight.double()
-    u: Tensor = torch.linalg.eigh(W @ W.T).eigenvectors[:, -1].to(rbm.weight)
+    if rbm.hidden < rbm.visible:  # the smaller of the two products, for time grows with the cube of its size
+        u = W @ torch.linalg.eigh(W.T @ W).eigenvectors[:, -1]
+    else:
+        u = torch.linalg.eigh(W @ W.T).eigenvectors[:, -1]
+    u = torch.nn.functional.normalize(u, dim=0).to(rbm.weight)
     return u if u.sum() >= 0 else -u
 
 
 @torch.no_grad()
 def observe(
     rbm: RBM,
+    u: Tensor,
     z: Tensor,
     steps: int,
     generator: torch.Generator | None = None,
     tell: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
-    """Gibbs chains that start at bits z (N, M): free energy, in nats, and projection after each step, (2, N, steps)."""
-    u, traces = leading_direction(rbm), torch.empty(2, len(z), steps, dtype=torch.float64, device=rbm.weight.device)
+    """Gibbs chains from bits z (N, M): free energies, in nats, and projections on u (M,), by step, (2, N, steps)."""
+    traces = torch.empty(2, len(z), steps, dtype=torch.float64, device=rbm.weight.device)
     for t in range(steps):
         z = gibbs(rbm, z, 1, generator)
         traces[0, :, t], traces[1, :, t] = rbm.free_energy(z), z @ u
@@ -213,11 +218,11 @@ def diagnose_chains(
     rbm: RBM, z: Tensor, seconds: float, generator: torch.Generator | None, report: Report
 ) -> ChainDiagnosis:
     """Run chains from random bits and from bits of data z (N, M) for so many seconds, and compare."""
-    first = torch.cat([random_bits(len(z), rbm, generator), z.to(rbm.weight)])
+    first, u = torch.cat([random_bits(len(z), rbm, generator), z.to(rbm.weight)]), leading_direction(rbm)
     scratch = torch.Generator(rbm.weight.device).manual_seed(0)  # how fast it goes must not change what is drawn
-    each = _seconds_each(lambda steps: observe(rbm, first, steps, scratch), 5)
+    each = _seconds_each(lambda steps: observe(rbm, u, first, steps, scratch), 5)
     steps = affordable(each, seconds, COUNTS)
-    traces = observe(rbm, first, steps, generator, lambda share: report("Gibbs chains", share, f"{steps:,} steps"))
+    traces = observe(rbm, u, first, steps, generator, lambda share: report("Gibbs chains", share, f"{steps:,} steps"))
     return ChainDiagnosis(*(compare(*trace.split(len(z))) for trace in traces))
 
 

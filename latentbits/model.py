@@ -80,6 +80,12 @@ def over_samples(
     return torch.cat([function(part) for part in parts])
 
 
+def draw_index(log_w: Tensor, generator: torch.Generator | None) -> Tensor:
+    """An index (B,) drawn by the weights of which these are the logs (K, B): Gumbel's trick."""
+    u = uniform(log_w.shape, log_w, generator).clamp(min=1e-30)
+    return (log_w - (-u.log()).log()).argmax(0)
+
+
 check_rows = partial(check_shape, hint="; a row is an image, flattened, or its latents")
 
 
@@ -440,16 +446,14 @@ class LatentModel(nn.Module):
         log_fit = -count / 2 * squares.clamp(min=1e-6).log()
         hidden = uniform(log_fit.shape, x, generator) < 0.5  # walks of one image begin apart
         hidden[:, 0] = False
-        noise = -(-uniform(log_fit.shape, x, generator).clamp(min=1e-30).log()).log()
-        nearest = z[(log_fit + noise).masked_fill(hidden, -torch.inf).argmax(1)]
+        nearest = z[draw_index(log_fit.masked_fill(hidden, -torch.inf).T, generator)]
         return torch.cat([self.likelihood(p).sample(generator=generator) for p in nearest.split(self.rows_at_once())])
 
     def _move_latents(self, x: Tensor, z: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
         """Latents (1, B, M) that took their place among new ones from q(z | x) by importance weights."""
         every = torch.cat([z, self.posterior(x).sample((samples - 1,), generator)])
         log_w = self.log_weight(x, every)
-        u = uniform(log_w.shape, log_w, generator).clamp(min=1e-30)
-        chosen = (log_w - (-u.log()).log()).argmax(0)  # Gumbel's trick
+        chosen = draw_index(log_w, generator)
         return every.gather(0, chosen[None, :, None].expand(1, -1, every.shape[2]))
 
 

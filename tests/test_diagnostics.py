@@ -66,7 +66,7 @@ def test_gibbs_chains_have_the_enumerated_autocorrelation_of_their_free_energy()
         exact.append((p @ (f * ahead) - mean**2) / variance)
         ahead = T @ ahead
     z = gibbs(rbm, random_bits(500, rbm, seeded(3)), 200, seeded(4))
-    trace = observe(rbm, z, 600, seeded(5))[0]
+    trace = observe(rbm, leading_direction(rbm), z, 600, seeded(5))[0]
     assert abs(float(trace.mean()) - mean) < LIMIT * float(trace.mean(1).std()) / math.sqrt(500)
     assert np.allclose(autocorrelation(trace, lags), exact, atol=0.01)
     # tau is the sum over all lags, by solving (1 - T) g = f - mean on the functions with mean zero
@@ -146,8 +146,9 @@ def test_chains_that_cannot_leave_their_mode_are_told_where_modes_have_the_same_
     assert projection.difference > 5 * projection.difference_error  # data's chains are all in one of the two
 
 
-def test_the_leading_direction_is_the_one_that_the_weights_see_most_of():
-    rbm = random_rbm(7, 4, seed=13)
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (1, 1)])
+def test_the_leading_direction_is_the_one_that_the_weights_see_most_of(shape):
+    rbm = random_rbm(*shape, seed=13)
     left, _, _ = np.linalg.svd(rbm.weight.detach().numpy())
     u = leading_direction(rbm).numpy()
     assert np.allclose(np.abs(u @ left[:, 0]), 1, atol=1e-6)
