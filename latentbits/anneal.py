@@ -29,7 +29,7 @@ from .files import Unfinished, fingerprint
 from .fused import bernoulli, default_generator
 from .gibbs import Block, Weights, blocks_of_chains, gibbs, run_blocks
 from .importance import jackknife_error
-from .rbm import RBM, check_bits, check_finite
+from .rbm import RBM, check_bits, check_count, check_finite
 
 _REPORT_EVERY = 200
 
@@ -56,8 +56,7 @@ Progress = Callable[[float, AISEstimate | None], None]
 
 def linear_schedule(temperatures: int) -> Tensor:
     """Inverse temperatures 0 = beta_0 < ... < beta_N = 1, equally spaced, with shape (N + 1,)."""
-    if temperatures < 1:
-        raise ValueError(f"temperatures must be at least 1, got {temperatures}")
+    check_count("temperatures", temperatures)
     return torch.linspace(0, 1, temperatures + 1, dtype=torch.float64)
 
 
@@ -225,8 +224,7 @@ def ais(
     Raises:
         ValueError: If there are fewer than one chain or temperature, or the shapes do not fit.
     """
-    if chains < 1:
-        raise ValueError(f"ais: chains must be at least 1, got {chains}")
+    check_count("ais: chains", chains)
     betas = _betas(temperatures, schedule)
     base_bias = _base(rbm, base_bias)
     log_z_base = log_base_partition(rbm, base_bias)
@@ -275,8 +273,7 @@ def raise_log_prob(
     Raises:
         ValueError: If there are fewer than one chain or temperature, shapes do not fit, or z is not bits.
     """
-    if chains < 1:
-        raise ValueError(f"raise_log_prob: chains must be at least 1, got {chains}")
+    check_count("raise_log_prob: chains", chains)
     check_bits("raise_log_prob: z", z, rbm.visible)
     betas = _betas(temperatures, schedule)
     base_bias = _base(rbm, base_bias)
@@ -314,10 +311,9 @@ def adaptive_schedule(
     Raises:
         ValueError: If there are fewer than one temperature, in the pilot run either, or two pilot chains.
     """
-    least = {"temperatures": (temperatures, 1), "pilot_chains": (pilot_chains, 2)}
-    for name, (given, bound) in {**least, "pilot_temperatures": (pilot_temperatures, 1)}.items():
-        if given < bound:
-            raise ValueError(f"adaptive_schedule: {name} must be at least {bound}, got {given}")
+    check_count("adaptive_schedule: temperatures", temperatures)
+    check_count("adaptive_schedule: pilot_chains", pilot_chains, 2)
+    check_count("adaptive_schedule: pilot_temperatures", pilot_temperatures)
     betas = _betas(pilot_temperatures, None)
     base_bias = _base(rbm, base_bias)
     increments = torch.zeros(pilot_temperatures, pilot_chains, dtype=torch.float64, device=base_bias.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from . import distributed
 from .gibbs import gibbs
 from .rbm import RBM, Prior, check_bits
+from .splits import evenly_spaced
 from .tempering import Swaps, parallel_tempering, respace, tempering_schedule
 
 Sampler = Callable[[RBM, Tensor, int, torch.Generator | None], Tensor]
@@ -88,8 +89,8 @@ class Chains:
 
         Data may be sorted, and chains at the first of them all in the same mode.
         """
-        rows = torch.arange(count) * len(x) // count
-        return cls.begin(prior, draw(x[distributed.share(rows)]), temperatures, generator)
+        rows = distributed.share(evenly_spaced(len(x), count))
+        return cls.begin(prior, draw(x[rows]), temperatures, generator)
 
     @property
     def bits(self) -> Tensor:

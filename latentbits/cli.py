@@ -37,7 +37,7 @@ from .console import (
     say,
     warn,
 )
-from .evaluate import Counts, check_counts, evaluate, exact_log_partition, some_of
+from .evaluate import Counts, check_counts, evaluate, exact_log_partition
 from .figures import Evaluation
 from .files import FileError, fingerprint, write_atomically
 from .model import WGAN, LatentModel
@@ -48,7 +48,7 @@ from .records import evaluation_record, keep_evaluation, last_evaluation, which_
 from .runs import Run, data_of, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .sharing import export
-from .splits import DataError, cache_dir
+from .splits import DataError, cache_dir, some_of
 from .train_cli import NOT_OPTIONS, STOPPED, TrainOptions, print_recipes, run_train
 
 FRAMES = 50

@@ -25,8 +25,9 @@ from .fused import draw_key, fork
 from .importance import ImportanceSums
 from .model import LatentModel
 from .nets import evaluating
-from .rbm import RBM, Prior, check_bits, check_finite, not_finite
+from .rbm import RBM, Prior, check_bits, check_count, check_finite, not_finite
 from .refine import refine
+from .splits import evenly_spaced, some_of
 
 LARGEST_EXACT_LAYER = 20
 """Up to this many units in the smaller layer log Z is summed exactly without being asked."""
@@ -68,7 +69,7 @@ def check_counts(counts: Counts, images: int) -> None:
     """Check what an evaluation is asked to spend.
 
     Raises:
-        ValueError: With a line for each count that is out of range.
+        ValueError: With a line for each count that is no whole number or out of range.
     """
     least = {
         "samples": 1,
@@ -76,30 +77,21 @@ def check_counts(counts: Counts, images: int) -> None:
         "temperatures": 1 if counts.chains else 0,
         "raise_images": 0,
         "raise_resampled": 1,
+        "raise_temperatures": 0,
+        "refine_steps": 0,
+        "images": 1,
     }
-    problems = [
-        f"{name}: expected {f'at least {bound}' if value < bound else f'up to {MOST:,}'}, got {value}"
-        for name, bound in {**least, "raise_temperatures": 0, "refine_steps": 0}.items()
-        if not bound <= (value := getattr(counts, name)) <= MOST
-    ]
-    if not 1 <= images <= MOST:
-        problems.append(f"images: expected {'at least 1' if images < 1 else f'up to {MOST:,}'}, got {images}")
+    problems = []
+    for name, value in {**counts._asdict(), "images": images}.items():
+        try:
+            check_count(name, value, least[name])
+        except (TypeError, ValueError) as error:
+            problems.append(str(error))
+        else:
+            if value > MOST:
+                problems.append(f"{name}: expected up to {MOST:,}, got {value}")
     if problems:
         raise ValueError("\n".join(problems))
-
-
-def evenly_spaced(images: int, count: int | None) -> Tensor:
-    """Positions (n,) of so many images of a split, evenly spaced from its first; all if there are fewer, or for None.
-
-    A split may be sorted, as the published test images of binarized MNIST are, so that its first images are no sample.
-    """
-    count = images if count is None else min(count, images)
-    return torch.arange(count) * images // max(1, count)
-
-
-def some_of(x: Tensor, count: int | None) -> Tensor:
-    """So many of the data x (N, D), evenly spaced, (n, D); the data themselves, not a copy, where that is all."""
-    return x if count is None or count >= len(x) else x[evenly_spaced(len(x), count)]
 
 
 @torch.no_grad()
@@ -275,7 +267,7 @@ def _evaluate(
     raised = None
     if raises:
         assert isinstance(prior, RBM)
-        some = bound.of(evenly_spaced(len(x), counts.raise_images).to(x.device))
+        some = bound.of(evenly_spaced(len(x), min(len(x), counts.raise_images)).to(x.device))
         raised = _raise(prior, some, counts, log_z, x.shape[1], annealing)
     return Evaluation(
         split=split,

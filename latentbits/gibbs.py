@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import distributed, kernels
 from .fused import Key, bernoulli, default_generator, draw_key, fork, is_on_cpu, map_blocks
-from .rbm import RBM, Prior, check_bits, exactly
+from .rbm import RBM, Prior, check_bits, check_count, exactly
 
 FEWEST_ROWS_PER_BLOCK, ROWS_PER_BLOCK, MOST_ROWS_PER_BLOCK = 64, 500, 1250
 FEWEST_CHAINS_FOR_TWO_TERMS = 250
@@ -318,11 +318,10 @@ def gibbs(prior: Prior, z: Tensor, steps: int, generator: torch.Generator | None
         Visible bits after the last step, with shape (N, M).
 
     Raises:
-        TypeError: If z is no tensor.
+        TypeError: If z is no tensor, or steps no whole number.
         ValueError: If z is not bits of this shape, or steps is negative.
     """
-    if steps < 0:
-        raise ValueError(f"gibbs: steps must be 0 or more, got {steps}")
+    check_count("gibbs: steps", steps, 0)
     if not isinstance(prior, RBM):
         return prior.sample(z.shape[0], generator) if steps else z
     check_bits("gibbs: z", z, prior.visible)
@@ -341,5 +340,6 @@ def gibbs(prior: Prior, z: Tensor, steps: int, generator: torch.Generator | None
 
 def random_bits(n: int, prior: Prior, generator: torch.Generator | None = None) -> Tensor:
     """Fair coin flips to start chains from, with shape (n, M)."""
+    check_count("random_bits: n", n, 0)
     logits = torch.zeros(n, prior.visible, dtype=torch.float32, device=prior.visible_bias.device)
     return bernoulli(logits, generator)

@@ -22,7 +22,7 @@ from .distributions import Bits, DiagonalNormal, Likelihood, LogisticMixture
 from .fused import generator_device, uniform
 from .importance import ImportanceSums, LargestWeights
 from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder, check_last_map, evaluating
-from .rbm import RBM, BernoulliPrior, NormalPrior, Prior, check_shape
+from .rbm import RBM, BernoulliPrior, NormalPrior, Prior, check_count, check_shape
 from .splits import Form
 from .tempering import sample_prior
 
@@ -167,7 +167,11 @@ class LatentModel(nn.Module):
             Log-weights, with shape (K, B).
         """
         q = self.posterior(x)
-        z = q.sample((samples,), generator) if isinstance(samples, int) else samples
+        if isinstance(samples, Tensor):
+            z = samples
+        else:
+            check_count("samples", samples)
+            z = q.sample((samples,), generator)
         return self.log_joint(x, z) - q.log_prob(z)
 
     def log_joint(self, x: Tensor, z: Tensor, products: Products = nullcontext) -> Tensor:
@@ -261,8 +265,8 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: If x has another shape, no rows, or values that p(x | z) is not of.
         """
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
+        check_count("samples", samples)
+        check_count("keep", keep, 0)
         self.check_data("x", x)
         if not len(x):
             raise ValueError("x: expected one row or more, got none")
@@ -410,12 +414,12 @@ class LatentModel(nn.Module):
         check_rows("x", x, self.inputs)
         if not len(x):
             raise ValueError("x: expected one row or more, got none")
-        if starts < 0:
-            raise ValueError(f"starts: expected 0 or more, got {starts}")
-        if known.dtype != torch.bool or known.shape not in (x.shape, x.shape[1:]) or samples < 2 or steps < 1:
+        for name, given, least in (("steps", steps, 1), ("samples", samples, 2), ("starts", starts, 0)):
+            check_count(name, given, least)
+        if known.dtype != torch.bool or known.shape not in (x.shape, x.shape[1:]):
             raise ValueError(
-                f"inpaint: expected known as bool with shape {tuple(x.shape)} or {tuple(x.shape[1:])}, steps of 1 or "
-                f"more and samples of 2 or more, got {known.dtype} with {tuple(known.shape)}, {steps} and {samples}"
+                f"known: expected bool with shape {tuple(x.shape)} or {tuple(x.shape[1:])}, got {known.dtype} with "
+                f"{tuple(known.shape)}"
             )
         x = x.to(self.prior.visible_bias)
         known = known.to(x.device)

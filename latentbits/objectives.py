@@ -28,6 +28,7 @@ from torch import Tensor
 from .distributions import Bits
 from .fused import bernoulli, generator_device, standard_normal
 from .model import GaussianModel, LatentModel, Products
+from .rbm import check_count
 
 LARGEST_WEIGHT_ERROR = 1e-4
 
@@ -104,9 +105,10 @@ def resample(weights: Tensor, count: int, generator: torch.Generator | None = No
         Indices into the K samples, with shape (S, B).
 
     Raises:
-        ValueError: If a weight is negative, as log-weights are.
+        ValueError: If a weight is negative, as log-weights are, or the count below 1.
     """
     K, B = weights.shape
+    check_count("resample: count", count)
     if (weights < 0).any():
         raise ValueError(f"resample: expected weights of 0 or more, got some down to {float(weights.min()):g}")
     device = generator_device(generator, weights)

@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, Optimizer
 from . import distributed
 from .chains import Chains
 from .config import AutoencoderConfig, Config, RBMConfig, ValidationConfig
-from .evaluate import IMAGES_AT_ONCE, mean_latents, quick_nll, some_of
+from .evaluate import IMAGES_AT_ONCE, mean_latents, quick_nll
 from .files import FileError
 from .fused import bernoulli
 from .gibbs import gibbs
@@ -26,6 +26,7 @@ from .objectives import drop
 from .rbm import RBM, BernoulliPrior, Prior, TractablePrior
 from .runs import Run
 from .session import Session, steps_per_epoch
+from .splits import some_of
 from .stages import augment, group, rate_factor, set_rates, shrink, validate_nll
 
 CALIBRATION_IMAGES = 20_000

@@ -13,6 +13,7 @@ with free energy :math:`F` and partition function :math:`Z`. Its conditionals fa
 """
 
 import math
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,6 +116,21 @@ def check_shape(argument: str, given: Tensor, width: int | None, leading: str = 
         raise ValueError(f"{argument}: expected shape ({leading}, {width or 'D'}), got {tuple(given.shape)}{hint}")
 
 
+def check_count(argument: str, given: int, least: int = 1) -> None:
+    """Refuse what is no whole number, as 1e4 is not, or a smaller one than ``least``.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is smaller.
+    """
+    try:
+        enough = operator.index(given) >= least
+    except TypeError:
+        raise TypeError(f"{argument}: expected a whole number of at least {least}, got {given!r}") from None
+    if not enough:
+        raise ValueError(f"{argument}: expected a whole number of at least {least}, got {given}")
+
+
 def check_bits(argument: str, given: Tensor, width: int, leading: str = "B") -> None:
     """Refuse what is not bits of shape (leading, width), as :func:`check_shape` does.
 
@@ -152,8 +168,7 @@ class RBM(Energy):
     ) -> None:
         super().__init__()
         for name, value in (("visible", visible), ("hidden", hidden)):
-            if value < 1:
-                raise ValueError(f"RBM: {name} must be at least 1, got {value}")
+            check_count(f"RBM: {name}", value)
         device = None if generator is None else generator.device
         self.weight = nn.Parameter(scale * torch.randn(visible, hidden, generator=generator, device=device))
         self.visible_bias = nn.Parameter(torch.zeros(visible, device=device))
@@ -330,8 +345,7 @@ class RBM(Energy):
         Raises:
             ValueError: If they are not so many numbers between 0 and 1, or of no data.
         """
-        if count < 1:
-            raise ValueError(f"fit_base: count must be at least 1, got {count}")
+        check_count("fit_base: count", count)
         if means.shape != (self.visible,) or not ((means >= 0) & (means <= 1)).all():
             raise ValueError(
                 f"fit_base: expected means between 0 and 1 with shape ({self.visible},), got shape {tuple(means.shape)}"

@@ -19,6 +19,7 @@ from torch.optim import Adam
 
 from .model import LatentModel
 from .nets import evaluating
+from .rbm import check_count
 
 RATE = 0.07
 """Of Adam, at first, in units of a datum's mean absolute parameter; a tenth at the end."""
@@ -52,8 +53,7 @@ def refine(
     model.check_data("x", x)
     if not len(x):
         raise ValueError("x: expected one row or more, got none")
-    if steps < 0:
-        raise ValueError(f"steps: expected 0 or more, got {steps}")
+    check_count("steps", steps, 0)
     parts, done = [], 0
     for part in x.to(model.prior.visible_bias).split(max(1, model.rows_at_once() // GRADIENT_MEMORY)):
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .charts import Series, settled_limits
 from .data import form_of
-from .evaluate import IMAGES_AT_ONCE, Report, some_of
+from .evaluate import IMAGES_AT_ONCE, Report
 from .figures import Evaluation
 from .files import FileError, write_atomically
 from .gibbs import gibbs, random_bits
@@ -31,7 +31,7 @@ from .progress import STAGE_TITLES
 from .rbm import RBM
 from .records import EVALUATION_HEAD, evaluation_captions, evaluation_rows
 from .runs import Run, labels, load
-from .splits import Form, Splits
+from .splits import Form, Splits, some_of
 from .tempering import sample_prior
 
 matplotlib.use("Agg")

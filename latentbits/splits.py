@@ -117,6 +117,19 @@ def make_splits(name: str, parts: Sequence[np.ndarray | Tensor], form: Form) -> 
     return Splits(name, train, valid, test, form, digest.hexdigest())
 
 
+def evenly_spaced(images: int, count: int) -> Tensor:
+    """Positions (count,) of images of a split, evenly spaced from its first; of more than it has, some come repeatedly.
+
+    A split may be sorted, as the published test images of binarized MNIST are, so that its first images are no sample.
+    """
+    return torch.arange(count) * images // max(1, count)
+
+
+def some_of(x: Tensor, count: int | None) -> Tensor:
+    """So many of the data x (N, D), evenly spaced, (n, D); the data themselves, not a copy, where that is all."""
+    return x if count is None or count >= len(x) else x[evenly_spaced(len(x), count)]
+
+
 def cache_dir() -> Path:
     """The user's cache folder for data."""
     return Path(os.environ.get("LATENTBITS_CACHE") or pooch.os_cache("latentbits"))

@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .config import Augmentation
-from .evaluate import fit_prior_base, quick_nll, some_of
+from .evaluate import fit_prior_base, quick_nll
 from .model import LatentModel
 from .nets import evaluating, weight_matrices
 from .rbm import RBM
 from .session import Session
-from .splits import Form, distort, flip, shift
+from .splits import Form, distort, flip, shift, some_of
 
 IMAGES_FOR_BASE = 10_000
 

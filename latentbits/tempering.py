@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .fused import bernoulli
 from .gibbs import Block, PlainBlock, Weights, gibbs, random_bits, run_blocks
-from .rbm import RBM, Prior, check_bits, check_finite
+from .rbm import RBM, Prior, check_bits, check_count, check_finite
 
 PILOT_CHAINS = 100
 PILOT_ROUNDS = (20, 40, 80, 160)
@@ -91,8 +91,7 @@ def parallel_tempering(
     """
     _check_rbm(rbm)
     _check_betas(betas)
-    if rounds < 0:
-        raise ValueError(f"parallel_tempering: rounds must be 0 or more, got {rounds}")
+    check_count("parallel_tempering: rounds", rounds, 0)
     if z.dim() != 3 or (len(z), z.shape[2]) != (len(betas), rbm.visible):
         raise ValueError(
             f"parallel_tempering: expected z of shape ({len(betas)}, N, {rbm.visible}), got {tuple(z.shape)}"
@@ -207,10 +206,8 @@ def tempering_schedule(
         ValueError: If there are fewer than two, or no pilot chains.
     """
     _check_rbm(rbm)
-    if temperatures < 2:
-        raise ValueError(f"tempering_schedule: temperatures must be at least 2, got {temperatures}")
-    if pilot_chains < 1:
-        raise ValueError(f"tempering_schedule: pilot_chains must be at least 1, got {pilot_chains}")
+    check_count("tempering_schedule: temperatures", temperatures, 2)
+    check_count("tempering_schedule: pilot_chains", pilot_chains)
     betas = torch.linspace(0, 1, temperatures, dtype=torch.float64)
     z = start(rbm, pilot_chains, temperatures, generator, base_bias)
     for rounds in PILOT_ROUNDS:
@@ -235,12 +232,9 @@ def sample_prior(
     Raises:
         ValueError: If a number is out of range, or a parameter of the RBM is not finite.
     """
-    if temperatures < 1:
-        raise ValueError(f"sample_prior: temperatures must be at least 1, got {temperatures}")
-    if n < 0:
-        raise ValueError(f"sample_prior: n must be 0 or more, got {n}")
-    if gibbs_steps < 0:
-        raise ValueError(f"sample_prior: gibbs_steps must be 0 or more, got {gibbs_steps}")
+    check_count("sample_prior: temperatures", temperatures)
+    check_count("sample_prior: n", n, 0)
+    check_count("sample_prior: gibbs_steps", gibbs_steps, 0)
     if not isinstance(prior, RBM):
         return prior.sample(n, generator)
     check_finite("sample_prior: prior", prior)  # the compiled loops would make bits of anything

@@ -24,7 +24,7 @@ from . import data, distributed
 from .adversarial import train_wgan
 from .chains import Sampler
 from .config import Config, different, settings
-from .evaluate import fit_prior_base, some_of
+from .evaluate import fit_prior_base
 from .events import Events, check_tensorboard
 from .joint import train_joint
 from .model import WGAN, LatentModel, build
@@ -42,7 +42,7 @@ from .session import (
     origin,
     stop_on_interrupt,
 )
-from .splits import Splits
+from .splits import Splits, some_of
 
 INITIALIZATION_IMAGES, INITIALIZATION_ELEMENTS = 500, 2**29
 """Images by which networks begin, at most, also by the size of their largest tensors together."""

@@ -471,8 +471,8 @@ def run_raise(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chains": 0}, "chains must be at least 1, got 0"),
-        ({"temperatures": 0}, "temperatures must be at least 1, got 0"),
+        ({"chains": 0}, "chains: expected a whole number of at least 1, got 0"),
+        ({"temperatures": 0}, "temperatures: expected a whole number of at least 1, got 0"),
         ({"base_bias": torch.zeros(3)}, r"base_bias: expected shape \(4,\), got \(3,\)"),
         ({"base_bias": torch.tensor([0, 0, math.inf, 0])}, "base_bias: holds values that are not finite"),
         ({"schedule": torch.tensor([[0.0], [5.0], [-3.0], [0.5], [1.0]])}, r"expected shape \(5,\), got \(5, 1\)"),
@@ -489,10 +489,20 @@ def test_bad_arguments(estimate, options, message):
         estimate(**options)
 
 
+@pytest.mark.parametrize("estimate", [run_ais, run_raise])
+@pytest.mark.parametrize("count", ["chains", "temperatures"])
+def test_counts_are_whole_numbers(estimate, count):
+    with pytest.raises(TypeError, match=rf"{count}: expected a whole number of at least 1, got 10000\.0"):
+        estimate(**{count: 1e4})
+    assert torch.as_tensor(estimate(**{count: np.int64(3)})[0]).isfinite()
+
+
 @pytest.mark.parametrize("count", ["temperatures", "pilot_chains", "pilot_temperatures"])
 def test_adaptive_schedule_names_what_is_too_few(count):
     counts = {"temperatures": 5, "pilot_chains": 4, "pilot_temperatures": 3, count: 0}
-    with pytest.raises(ValueError, match=rf"adaptive_schedule: {count} must be at least [12], got 0"):
+    with pytest.raises(
+        ValueError, match=rf"adaptive_schedule: {count}: expected a whole number of at least [12], got 0"
+    ):
         adaptive_schedule(RBM(4, 3), **counts)
 
 
@@ -519,7 +529,7 @@ def test_raise_names_the_expected_shape(shape):
 
 
 def test_adaptive_schedule_refuses_no_temperatures():
-    with pytest.raises(ValueError, match="temperatures must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="temperatures: expected a whole number of at least 1, got 0"):
         adaptive_schedule(random_rbm(4, 3), 0, seeded(27), pilot_temperatures=0)
 
 

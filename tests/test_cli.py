@@ -318,7 +318,7 @@ def test_a_run_that_a_signal_stops_ends_with_its_own_status(tmp_path, monkeypatc
         (["train", "digits", "--resume", "--run", "/nowhere"], ["expected a run folder with config.json"]),
         (
             ["evaluate", "/nowhere", "--samples", "0", "--raise-resampled", "0", "--images", "0"],
-            ["--samples: expected at least 1, got 0", "--raise-resampled: exp", "--images: exp"],
+            ["--samples: expected a whole number of at least 1, got 0", "--raise-resampled: exp", "--images: exp"],
         ),
         (["evaluate", "/nowhere"], ["/nowhere: expected a run folder"]),
         (["sample", "/nowhere"], ["/nowhere: expected a run folder"]),
@@ -534,7 +534,7 @@ def test_a_curve_needs_kept_weights(run, capsys):
     assert main(["curve", str(run)]) == 2
     assert "train with --validation.keep EPOCHS" in capsys.readouterr().err
     assert main(["curve", str(run), "--samples", "0", "--chains", "0", "--images", "0"]) == 2
-    assert "--samples: expected at least 1, got 0\nerror: --images:" in capsys.readouterr().err
+    assert "--samples: expected a whole number of at least 1, got 0\nerror: --images:" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_replaces_another_says_where_that_stays(tmp_path, run, capsys):

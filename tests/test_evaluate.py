@@ -15,13 +15,13 @@ from test_objectives import exact_tables, small_model
 import latentbits as lb
 from latentbits import BernoulliPrior, Counts, LatentModel, evaluate
 from latentbits.config import ModelConfig, ValidationConfig
-from latentbits.evaluate import evenly_spaced, exact_log_partition, fit_prior_base, quick_nll
+from latentbits.evaluate import exact_log_partition, fit_prior_base, quick_nll
 from latentbits.figures import Evaluation, doubts
 from latentbits.importance import LARGEST, LargestWeights
 from latentbits.model import build
 from latentbits.records import Record, evaluation_captions
 from latentbits.sharing import evaluation_lines
-from latentbits.splits import Form
+from latentbits.splits import Form, some_of
 
 MODULE = import_module("latentbits.evaluate")
 RESULTS = Path(__file__).parents[1] / "results"
@@ -66,7 +66,7 @@ def test_both_sides_hold_the_exact_value(model, x):
     [(10, 5, [0, 2, 4, 6, 8]), (10, 4, [0, 2, 5, 7]), (10, 1, [0]), (3, 8, [0, 1, 2]), (3, None, [0, 1, 2])],
 )
 def test_some_images_are_spread_over_the_split(images, count, positions):
-    assert evenly_spaced(images, count).tolist() == positions
+    assert some_of(torch.arange(images)[:, None], count).flatten().tolist() == positions
 
 
 def test_raise_is_of_images_from_all_over_the_split(model, x):

@@ -408,7 +408,7 @@ def test_gibbs_names_the_expected_shape(shape):
 
 
 def test_gibbs_refuses_negative_steps():
-    with pytest.raises(ValueError, match="steps must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="steps: expected a whole number of at least 0, got -1"):
         gibbs(RBM(4, 3), torch.zeros(2, 4), -1)
 
 
@@ -482,5 +482,5 @@ def test_what_can_be_drawn_exactly_needs_no_steps():
     z = sample_prior(NormalPrior(5), 1000, 0, seeded(3))
     assert abs(mean_scores(z.numpy(), np.zeros(5))).max() < LIMIT
     assert float(z.std()) == pytest.approx(1.0, abs=0.05)
-    with pytest.raises(ValueError, match="gibbs_steps must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="gibbs_steps: expected a whole number of at least 0, got -1"):
         sample_prior(NormalPrior(5), 1, -1)

@@ -163,8 +163,10 @@ def test_samples_have_the_models_means(model):
 
 
 def test_fewer_than_one_sample_is_refused(model, x):
-    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="samples: expected a whole number of at least 1, got 0"):
         model.log_prob(x, 0, 0.0)
+    with pytest.raises(TypeError, match=r"samples: expected a whole number of at least 1, got 500\.0"):
+        model.log_weight(x, 500.0)
 
 
 def test_build_is_a_function_of_its_generator():
@@ -243,11 +245,12 @@ def test_inpainting_begins_near():
 
 
 def test_inpainting_refuses_what_does_not_fit(model, x):
-    for known, steps, samples in ((torch.ones(4), 1, 2), (torch.ones(3).bool(), 1, 2), (torch.ones(4).bool(), 0, 2)):
-        with pytest.raises(ValueError, match=r"inpaint: expected known as bool with shape \(2, 4\) or \(4,\)"):
-            model.inpaint(x, known, steps, samples)
-    with pytest.raises(ValueError, match="samples of 2 or more"):
-        model.inpaint(x, torch.ones(4).bool(), 1, 1)
+    for known in (torch.ones(4), torch.ones(3).bool()):
+        with pytest.raises(ValueError, match=r"known: expected bool with shape \(2, 4\) or \(4,\)"):
+            model.inpaint(x, known, 1, 2)
+    for name, least in (("steps", 1), ("samples", 2), ("starts", 0)):
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number of at least {least}, got {least - 1}"):
+            model.inpaint(x, torch.ones(4).bool(), **{"steps": 1, "samples": 2, name: least - 1})
     known = torch.tensor([True, False, True, True])
     with pytest.raises(ValueError, match="x where known: expected bits, 0 or 1, got values from 0 to 2"):
         model.inpaint(2 * x, known, 1, 2)
@@ -258,7 +261,7 @@ def test_inpainting_refuses_what_does_not_fit(model, x):
 def test_what_there_is_nothing_of_is_refused(model, x):
     with pytest.raises(ValueError, match="x: expected one row or more, got none"):
         model.log_prob(x[:0], 5, 0.0)
-    with pytest.raises(ValueError, match="n must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="n: expected a whole number of at least 0, got -1"):
         model.sample(-1)
     assert model.sample(0, 1).shape == (0, 4)
 

@@ -199,7 +199,7 @@ def test_from_arrays_names_what_is_not_finite(which, bad):
 
 @pytest.mark.parametrize(("visible", "hidden", "name"), [(0, 3, "visible"), (3, 0, "hidden")])
 def test_a_layer_needs_a_unit(visible, hidden, name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name}: expected a whole number of at least 1, got 0"):
         RBM(visible, hidden)
 
 
@@ -445,7 +445,10 @@ def test_log_partition_of_spins_is_that_of_bits_and_the_offset():
         (lambda: random_rbm(3, 2).fit_base(torch.full((3,), 3.0), 10), "fit_base: expected means between 0 and 1"),
         (lambda: random_rbm(3, 2).fit_base(torch.full((3,), torch.nan), 10), "fit_base: expected means between"),
         (lambda: random_rbm(3, 2).fit_base(torch.zeros(2), 10), r"with shape \(3,\), got shape \(2,\)"),
-        (lambda: random_rbm(3, 2).fit_base(torch.zeros(3), 0), "fit_base: count must be at least 1, got 0"),
+        (
+            lambda: random_rbm(3, 2).fit_base(torch.zeros(3), 0),
+            "fit_base: count: expected a whole number of at least 1, got 0",
+        ),
         (lambda: RBM.from_arrays([[1, 2], [3]], [0, 0], [0, 0]), "from_arrays: weight: expected an array of real"),
     ],
 )

@@ -138,9 +138,12 @@ def test_an_evaluation_says_that_its_posteriors_were_refined():
     ("call", "words"),
     [
         (lambda: refine(small_model(), X[:, :3], 5), "x: expected shape"),
-        (lambda: refine(small_model(), X, -1), "steps: expected 0 or more, got -1"),
+        (lambda: refine(small_model(), X, -1), "steps: expected a whole number of at least 0, got -1"),
         (lambda: evaluate(random_rbm(4, 2), X, counts=Counts(refine_steps=5)), "refine_steps: expected 0 for an RBM"),
-        (lambda: evaluate(small_model(), X, counts=Counts(refine_steps=-2)), "refine_steps: expected at least 0"),
+        (
+            lambda: evaluate(small_model(), X, counts=Counts(refine_steps=-2)),
+            "refine_steps: expected a whole number of at least 0",
+        ),
     ],
 )
 def test_what_cannot_be_refined_is_refused(call, words):

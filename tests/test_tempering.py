@@ -228,7 +228,7 @@ def test_no_chains_are_none():
 
 def test_arguments_are_named():
     rbm = random_rbm(4, 3)
-    with pytest.raises(ValueError, match="pilot_chains must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="pilot_chains: expected a whole number of at least 1, got 0"):
         tempering_schedule(rbm, 3, pilot_chains=0)
     with pytest.raises(ValueError, match="expected z of shape"):
         parallel_tempering(rbm, torch.zeros(3, 10, 4), BETAS, 1)
@@ -239,9 +239,9 @@ def test_arguments_are_named():
             parallel_tempering(rbm, torch.zeros(len(betas), 10, 4), torch.tensor(betas), 1)
     with pytest.raises(ValueError, match="at least 2, got 1"):
         tempering_schedule(rbm, 1)
-    with pytest.raises(ValueError, match="rounds must be 0 or more, got -3"):
+    with pytest.raises(ValueError, match="rounds: expected a whole number of at least 0, got -3"):
         parallel_tempering(rbm, torch.zeros(4, 10, 4), BETAS, -3)
-    with pytest.raises(ValueError, match="temperatures must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="temperatures: expected a whole number of at least 1, got 0"):
         sample_prior(rbm, 5, 10, temperatures=0)
     for call in (lambda prior: tempering_schedule(prior, 3), lambda prior: parallel_tempering(prior, None, BETAS, 1)):
         with pytest.raises(TypeError, match="for an RBM, got BernoulliPrior"):
