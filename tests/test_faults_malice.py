@@ -452,8 +452,10 @@ def sparse_text(folder, name, command):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "run"
-    return lb.train(tiny().model_copy(update={"recipe": "digits"}), path, quiet=True).path
+    path, before = tmp_path_factory.mktemp("run") / "run", torch.get_num_threads()
+    torch.set_num_threads(1)  # as the children have, which otherwise say so before they refuse
+    yield lb.train(tiny().model_copy(update={"recipe": "digits"}), path, quiet=True).path
+    torch.set_num_threads(before)
 
 
 def state(folder):
