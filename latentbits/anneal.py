@@ -55,7 +55,12 @@ Progress = Callable[[float, AISEstimate | None], None]
 
 
 def linear_schedule(temperatures: int) -> Tensor:
-    """Inverse temperatures 0 = beta_0 < ... < beta_N = 1, equally spaced, with shape (N + 1,)."""
+    """Inverse temperatures 0 = beta_0 < ... < beta_N = 1, equally spaced, with shape (N + 1,).
+
+    Raises:
+        TypeError: If their number N is no whole number.
+        ValueError: If it is below 1.
+    """
     check_count("temperatures", temperatures)
     return torch.linspace(0, 1, temperatures + 1, dtype=torch.float64)
 
@@ -222,6 +227,7 @@ def ais(
             :func:`anneal`.
 
     Raises:
+        TypeError: If a count is no whole number.
         ValueError: If there are fewer than one chain or temperature, or the shapes do not fit.
     """
     check_count("ais: chains", chains)
@@ -271,6 +277,7 @@ def raise_log_prob(
         Log of the mean of the chains' estimates, float64, with shape (B,).
 
     Raises:
+        TypeError: If a count is no whole number.
         ValueError: If there are fewer than one chain or temperature, shapes do not fit, or z is not bits.
     """
     check_count("raise_log_prob: chains", chains)
@@ -309,6 +316,7 @@ def adaptive_schedule(
         Inverse temperatures rising from 0 to 1, float64, with shape (temperatures + 1,).
 
     Raises:
+        TypeError: If a count is no whole number.
         ValueError: If there are fewer than one temperature, in the pilot run either, or two pilot chains.
     """
     check_count("adaptive_schedule: temperatures", temperatures)

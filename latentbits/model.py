@@ -165,6 +165,10 @@ class LatentModel(nn.Module):
 
         Returns:
             Log-weights, with shape (K, B).
+
+        Raises:
+            TypeError: If the number is no whole number.
+            ValueError: If it is below 1, or x has another shape.
         """
         q = self.posterior(x)
         if isinstance(samples, Tensor):
@@ -263,6 +267,7 @@ class LatentModel(nn.Module):
                 encoder); the encoder's own if None.
 
         Raises:
+            TypeError: If a count is no whole number.
             ValueError: If x has another shape, no rows, or values that p(x | z) is not of.
         """
         check_count("samples", samples)
@@ -409,6 +414,7 @@ class LatentModel(nn.Module):
             Images with shape (B, D).
 
         Raises:
+            TypeError: If a count is no whole number.
             ValueError: If shapes or counts do not fit, or known pixels have values that p(x | z) is not of.
         """
         check_rows("x", x, self.inputs)

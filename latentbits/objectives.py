@@ -105,6 +105,7 @@ def resample(weights: Tensor, count: int, generator: torch.Generator | None = No
         Indices into the K samples, with shape (S, B).
 
     Raises:
+        TypeError: If the count is no whole number.
         ValueError: If a weight is negative, as log-weights are, or the count below 1.
     """
     K, B = weights.shape

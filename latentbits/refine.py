@@ -48,6 +48,7 @@ def refine(
         With shape (B, outputs of the encoder), for ``model.posterior_of`` and ``model.importance_sums``.
 
     Raises:
+        TypeError: If steps is no whole number.
         ValueError: If x has another shape, no rows, or other values than p(x | z) is of, or steps is negative.
     """
     model.check_data("x", x)

@@ -87,6 +87,7 @@ def parallel_tempering(
         Bits, with shape (R, N, M), of which the last are the model's; and the swaps.
 
     Raises:
+        TypeError: If rounds is no whole number.
         ValueError: If the shapes do not fit, or z is not bits.
     """
     _check_rbm(rbm)
@@ -203,6 +204,7 @@ def tempering_schedule(
         Inverse temperatures rising from 0 to 1, float64, with shape (temperatures,).
 
     Raises:
+        TypeError: If a count is no whole number.
         ValueError: If there are fewer than two, or no pilot chains.
     """
     _check_rbm(rbm)
@@ -230,6 +232,7 @@ def sample_prior(
         temperatures: 1 for chains that start at random bits; above that, parallel tempering from the base.
 
     Raises:
+        TypeError: If a count is no whole number.
         ValueError: If a number is out of range, or a parameter of the RBM is not finite.
     """
     check_count("sample_prior: temperatures", temperatures)
