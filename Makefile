@@ -1,5 +1,5 @@
-# What people do daily. `make demo` and `make test` work on a machine with only Python 3.11, make and a C
-# compiler: they make .venv and install into it first.
+# What people do daily. `make demo` and `make test` work on a machine with only Python 3.11 and make: they make .venv
+# and install into it first.
 
 PYTHON ?= python3
 BIN := .venv/bin

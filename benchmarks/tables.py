@@ -158,7 +158,8 @@ def cell(found: dict[str, Any] | None, in_bits: bool) -> str:
 def markdown(name: str) -> str:
     """A table in Markdown."""
     in_bits = name in IN_BITS
-    heads = ["published, bits/dim", "test", "RAISE − AIS, nats"] if in_bits else ["published", "test", "RAISE − AIS"]
+    unit = "bits/dim" if in_bits else "nats"
+    heads = [f"published, {unit}", f"test, {unit}", "RAISE − AIS, nats"]
     lines = [f"| {' | '.join(['model', *heads, 'valid', 'train'])} |", "| --- | --- | --- | --- | --- | --- |"]
     for row in table(name):
         published = "" if row["published"] is None else f"{row['published']:.2f}"
@@ -252,7 +253,7 @@ def kept_below(run: str, before: float) -> dict[str, Any] | None:
 
 def hours_markdown() -> str:
     """The table of hours in Markdown."""
-    heads = ["model", "cores", *(f"{level:g}, valid" for level in LEVELS), f"{PUBLISHED:g}, test", "in all"]
+    heads = ["model", "cores", *(f"h to {level:g} nats, valid" for level in LEVELS), f"h to {PUBLISHED:g} nats, test", "h in all"]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     for row in hours():
         cells = ["" if (at := row[f"valid {level:g}"]) is None else f"{at:.2f}" for level in LEVELS]
@@ -289,7 +290,7 @@ def ablations_markdown(of: str, file: str = "ablations.json") -> str:
         return next((kind for kind in ("stages 1 and 2", "random weights") if kind in name), "stage 3")
 
     found = {name: line for name, line in json.loads((RESULTS / file).read_text()).items() if kind(name) == of}
-    lines = ["| | valid | train | minutes | epochs |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| | valid, nats | train, nats | minutes | epochs |", "| --- | --- | --- | --- | --- |"]
     figures = {
         name: [line[split]["evaluation"]["likelihood"] for split in ("valid", "train")] for name, line in found.items()
     }
