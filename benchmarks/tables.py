@@ -253,7 +253,13 @@ def kept_below(run: str, before: float) -> dict[str, Any] | None:
 
 def hours_markdown() -> str:
     """The table of hours in Markdown."""
-    heads = ["model", "cores", *(f"h to {level:g} nats, valid" for level in LEVELS), f"h to {PUBLISHED:g} nats, test", "h in all"]
+    heads = [
+        "model",
+        "cores",
+        *(f"h to {level:g} nats, valid" for level in LEVELS),
+        f"h to {PUBLISHED:g} nats, test",
+        "h in all",
+    ]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     for row in hours():
         cells = ["" if (at := row[f"valid {level:g}"]) is None else f"{at:.2f}" for level in LEVELS]

@@ -45,7 +45,7 @@ from .progress import Display, printable
 from .rbm import RBM
 from .recipes import RECIPES
 from .records import evaluation_record, keep_evaluation, last_evaluation, which_images
-from .runs import Run, data_of, load, pretrained_names, pretrained_path
+from .runs import Run, data_of, epoch_of, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .sharing import export
 from .splits import DataError, cache_dir, some_of
@@ -126,7 +126,7 @@ def evaluate_run(
             evaluation = evaluate(model, x, split, counts, schedule, generator, display.share, unfinished)
         distributed.wait()  # for what others still write there, before it is taken away
         counted, seconds = (len(x), len(whole)), time.monotonic() - started
-        record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds)
+        record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds, device)
     if is_first:
         replaced = (folder.path / "evaluation.json").is_file()
         keep_evaluation(folder, record, out)  # before anything is said: a closed pipe must not cost the result
@@ -258,18 +258,13 @@ def curve_run(
                 evaluation = evaluate(model, x, split, counts, generator=generator, report=display.share)
             seconds = time.monotonic() - started
             epoch = epoch_of(name)
-            record = evaluation_record(folder, name, evaluation, counted, seed, splits, seconds)
+            record = evaluation_record(folder, name, evaluation, counted, seed, splits, seconds, device)
             done[name] = {"epoch": epoch, "seconds": seconds_at.get(epoch), "settings": settings, **record}
             if is_first:
                 folder.write_curve(split, list(done.values()))
                 say(f"{name}: {evaluation.likelihood.nll:.3f}")
     if is_first:
         say(f"written: {folder.curve_path(split)}")
-
-
-def epoch_of(name: str) -> int:
-    """After which epoch weights were kept."""
-    return int(name.removeprefix("joint-"))
 
 
 def sample_run(
@@ -392,6 +387,8 @@ def report_run(
         raise UsageError(f"--diagnostics-seconds: expected 0 or more, got {diagnostics_seconds}")
     runs = [Run.open(path) for path in (run, *others)]
     folder, out = runs[0], runs[0].inner("report")
+    if folder.config.model.network == "given":
+        raise UsageError(f"{folder.path}: expected a run of a recipe, got one with a model that was given in Python")
     check_writable(folder.path, "run")
     records = [last_evaluation(each) for each in runs]
     splits = data_of(folder, data_dir)

@@ -51,16 +51,12 @@ def world() -> World:
 def processes(device: str = "cpu") -> Iterator[None]:
     """Join the processes that ``torchrun`` started, for the length of the context.
 
-    On a GPU float32 is float32 from here on, in convolutions too, as on CPUs, whose likelihoods are to be the same.
-
     Arguments:
         device: Where the tensors are: cpu, or cuda, of which each process of a machine takes one of its own.
 
     Raises:
         ValueError: If a GPU is named by number, which would be the same one for all.
     """
-    if device.startswith("cuda"):
-        torch.backends.cudnn.allow_tf32 = False
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world().size > 1:
         yield
         return

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .config import MOST, AutoencoderConfig, Config, JointConfig, ModelConfig, RBMConfig, ValidationConfig
 from .evaluate import Counts, log_partition
+from .fused import draw_key, fork
 from .model import LatentModel
 from .runs import load
 from .splits import Form, Splits, make_splits
@@ -98,7 +99,7 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             model = load(run.path)
         assert isinstance(model, LatentModel)
         self.model_, self._seed = model, seed
-        log_z = log_partition(model.prior, Counts().chains, Counts().temperatures, self._generator())
+        log_z = log_partition(model.prior, Counts().chains, Counts().temperatures, self._generator(0))
         self.log_partition_, self.log_partition_error_ = log_z.value, log_z.standard_error
         return self
 
@@ -142,8 +143,9 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         bits: np.ndarray = (self.threshold < X).astype(np.uint8)
         return bits
 
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self._seed)
+    def _generator(self, use: int) -> torch.Generator:
+        """The same at each call, and another for each use."""
+        return fork(draw_key(torch.Generator().manual_seed(self._seed)), use)
 
     def _checked(self, X: Any) -> tuple[torch.Tensor, Any]:
         """Data (N, D) as bits, and the number format that they came in."""
@@ -175,7 +177,7 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def score_samples(self, X: Any) -> np.ndarray:
         """Log-likelihoods of data X (N, D), in nats, with shape (N,): the bound with K = ``n_samples``."""
         x, _ = self._checked(X)
-        bound: np.ndarray = self.model_.log_prob(x, self.n_samples, self.log_partition_, self._generator()).numpy()
+        bound: np.ndarray = self.model_.log_prob(x, self.n_samples, self.log_partition_, self._generator(1)).numpy()
         return bound
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -195,7 +197,7 @@ class BinaryCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             Of the draws; if None, that of the fit, so that every call draws the same.
         """
         check_is_fitted(self)
-        generator = self._generator()
+        generator = self._generator(2)
         if random_state is not None:
             generator.manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
         means = self.model_.sample(n_samples, gibbs_steps, generator)

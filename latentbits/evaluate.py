@@ -22,9 +22,9 @@ from .config import MOST, ValidationConfig
 from .figures import NLL, Evaluation, LogPartition, RaiseNLL
 from .files import Unfinished, fingerprint
 from .fused import draw_key, fork
-from .importance import ImportanceSums
+from .importance import ImportanceSums, LargestWeights
 from .model import LatentModel
-from .nets import evaluating
+from .nets import evaluating, full_float32
 from .rbm import RBM, Prior, check_bits, check_count, check_finite, not_finite
 from .refine import refine
 from .splits import evenly_spaced, some_of
@@ -198,6 +198,7 @@ def ignore(phase: str, share: float, so_far: str) -> None:
 
 
 @torch.no_grad()
+@full_float32()
 def evaluate(
     model: LatentModel | RBM,
     x: Tensor,
@@ -445,11 +446,11 @@ def _raise(
     log_raise = annealing.log_prob(prior, bound.z, counts.raise_temperatures)
     log_ratio = log_raise - prior.log_prob(bound.z, log_z.value).double()
     difference = log_ratio.logsumexp(0) - math.log(m)  # log of p_ann / p, for each image
-    base = _likelihood(bound._replace(log_p=bound.log_p + difference), log_z.value, 0.0, dimensions)
     error = float(difference.std() / math.sqrt(n)) if n > 1 else math.nan
+    variance = bound.variance + _chains_variance(log_ratio, error)
+    raised = bound._replace(log_p=bound.log_p + difference, variance=variance)
     return RaiseNLL(
-        **base.model_dump(exclude={"standard_error_monte_carlo"}),
-        standard_error_monte_carlo=_finite(math.hypot(_or_nan(base.standard_error_monte_carlo), error)),
+        **_likelihood(raised, log_z.value, 0.0, dimensions).model_dump(),
         resampled=m,
         resampled_effective_sample_size=float((2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp().mean()),
         temperatures=counts.raise_temperatures,
@@ -459,6 +460,19 @@ def _raise(
         difference_standard_error=_finite(math.hypot(error, _or_nan(log_z.standard_error))),
         evenly_spaced=True,
     )
+
+
+def _chains_variance(log_ratio: Tensor, error: float) -> Tensor:
+    """Of the log of the mean over the chains of log_ratio (m, n), by the jackknife, with shape (n,).
+
+    With one chain each, that of the standard error over images, which is too large: it has their differences in it.
+    """
+    m, n = log_ratio.shape
+    if m == 1:
+        return torch.full_like(log_ratio[0], n * error**2)
+    weights = LargestWeights(log_ratio[0])
+    weights.add(log_ratio)
+    return weights.variance(m)
 
 
 @torch.no_grad()

@@ -59,6 +59,8 @@ class RaiseNLL(NLL):
     """The same from the other side.
 
     Attributes:
+        standard_error_monte_carlo: As of the bound, with the annealing chains; of one chain for each image the spread
+            over images takes the place of the chains', and is too large.
         resampled: m, posterior samples with an annealing chain of their own.
         resampled_effective_sample_size: Of the m chains, mean over images.
         temperatures: Number of transitions.

@@ -92,26 +92,29 @@ def _none_found(path: Path, skipped: list[tuple[str, str]]) -> DataError:
     return DataError(f"{path}: expected pictures that end in {', '.join(ENDINGS)}, found none; {reason}")
 
 
-def _files(path: Path) -> Iterator[tuple[str, bytes | Exception]]:
-    """Name and content of each file that ends as a picture does; of one that cannot be read, why."""
+def _files(path: Path, wanted: Callable[[], bool] = lambda: True) -> Iterator[tuple[str, bytes | Exception]]:
+    """Name and content of each file that ends as a picture does; of one that cannot be read, why.
+
+    Once content is not ``wanted`` any more, nothing is read, and b"" stands in its place.
+    """
     if path.is_dir():
-        for entry in sorted(_walk(path)):
+        for entry in sorted(walk(path)):
             if entry.suffix.lower() in ENDINGS and entry.is_file():
-                yield entry.relative_to(path).as_posix(), _content(partial(open, entry, "rb"))
+                yield entry.relative_to(path).as_posix(), _content(partial(open, entry, "rb")) if wanted() else b""
         return
     try:
         if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
                     if info.filename.lower().endswith(ENDINGS):
-                        yield _name(info.filename), _content(partial(archive.open, info))
+                        yield _name(info.filename), _content(partial(archive.open, info)) if wanted() else b""
         else:
             with tarfile.open(path, "r|*", tarinfo=_Member) as archive:
                 for member in archive:
                     is_picture = member.isreg() and member.name.lower().endswith(ENDINGS)  # links are passed over
                     file = archive.extractfile(member) if is_picture else None
                     if file is not None:
-                        yield _name(member.name), file.read(MOST_BYTES)
+                        yield _name(member.name), file.read(MOST_BYTES) if wanted() else b""
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: expected a folder, a .tar or a .zip of pictures, found nothing there; correct the path"
@@ -122,7 +125,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | Exception]]:
         ) from error
 
 
-def _walk(path: Path) -> Iterator[Path]:
+def walk(path: Path) -> Iterator[Path]:
     """Every file below a folder, also behind links to other folders, but not twice, by links to what is in it.
 
     Raises:
@@ -290,26 +293,28 @@ def describe(path: Path, most: int = 200) -> Description:
     Raises:
         DataError: As :func:`read_pictures`.
     """
-    form, coloured, two_levels, opened = square_form(64), 0, 0, 0
+    form = square_form(64)
+    coloured: list[bool] = []
+    two_levels: list[bool] = []
     names: set[str] = set()
     skipped = []
-    for name, content in _files(path):
+    for name, content in _files(path, wanted=lambda: len(coloured) < most):
         names.add(name)
-        if opened == most:
+        if len(coloured) == most:
             continue
         try:
             planes = _fitted(content, form).reshape(3, -1).astype(np.int16)
             spread = planes.max(0) - planes.min(0)
             light = planes.mean(0)
-            coloured += bool(np.quantile(spread, 0.95) > 16)
-            two_levels += bool(np.mean((light < 48) | (light > 207)) > 0.7)
-            opened += 1
+            coloured.append(bool(np.quantile(spread, 0.95) > 16))
+            two_levels.append(bool(np.mean((light < 48) | (light > 207)) > 0.7))
         except Exception as error:  # a decoder may raise anything
             skipped.append((name, str(error)))
-    if not opened:
+    if not coloured:
         raise _none_found(path, skipped)
-    kind = "colour" if coloured > opened / 20 else "black-and-white" if two_levels > 0.9 * opened else "grey"
-    return Description(kind, len(names), opened)
+    is_black_and_white = np.mean(two_levels) > 0.9
+    kind = "colour" if np.mean(coloured) > 1 / 20 else "black-and-white" if is_black_and_white else "grey"
+    return Description(kind, len(names), len(coloured))
 
 
 def images(path: Path, form: Form, refuse: bool = False) -> Splits:

@@ -9,7 +9,7 @@ random streams. Where a gradient is to be differentiated again (``create_graph``
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -108,6 +108,11 @@ def map_blocks(
         return [function(block) for block in blocks]
     futures = [_pool(threads).submit(function, block) for block in blocks]
     try:
+        done, _ = wait(
+            futures, return_when=FIRST_EXCEPTION
+        )  # in order, one that fails would be noticed when those before it end
+        for future in done:
+            future.result()
         return [future.result() for future in futures]
     except BaseException:
         on_error()

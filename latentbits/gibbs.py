@@ -255,7 +255,7 @@ def rows_per_block(chains: int) -> int:
 
 def blocks_of_chains(weights: Weights, chains: int, processes: int) -> list[slice]:
     """The rows of each block: many small ones on the CPU, elsewhere one for each process."""
-    size = rows_per_block(chains) if weights.fused else max(1, -(-chains // processes))
+    size = rows_per_block(chains) if weights.b.device.type == "cpu" else max(1, -(-chains // processes))
     return [slice(first, min(chains, first + size)) for first in range(0, chains, size)]
 
 
@@ -282,7 +282,7 @@ def run_blocks(
     rank, processes = distributed.world() if shared else distributed.World(0, 1)
     blocks = blocks or blocks_of_chains(weights, len(z), processes)
     device = weights.b.device
-    key = draw_key(generator) if weights.fused or len(blocks) > 1 or processes > 1 else None
+    key = draw_key(generator) if device.type == "cpu" or len(blocks) > 1 or processes > 1 else None
     stop = threading.Event()
 
     def run(number: int) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import colour, data
-from .folders import ENDINGS, NATURAL64_FILES
-from .splits import cache_dir
+from .folders import ENDINGS, NATURAL64_FILES, walk
+from .splits import DataError, cache_dir
 
 
 class DataSet(NamedTuple):
@@ -96,7 +96,10 @@ def own_pictures(place: Path | None) -> str:
         return "no place named; name a folder, .tar or .zip with --data-dir"
     if place.is_file():
         return f"the file {place}, {size_of([place])}, which was not looked into"
-    found = [path for path in place.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
+    try:
+        found = [path for path in walk(place) if path.suffix.lower() in ENDINGS and path.is_file()]
+    except DataError as error:  # about one kind of data, where all are listed
+        return str(error)
     if not found:
         return f"absent in {place}: none that end in {', '.join(ENDINGS)}"
     return f"present in {place}: {len(found):,} that end in {', '.join(ENDINGS)}; {size_of(found)}"

@@ -52,11 +52,13 @@ def stage_losses(
 def optimizers(model: LatentModel, config: JointConfig) -> tuple[Optimizer, Optimizer]:
     """Of the networks, which have rates of their own, and of the prior.
 
-    What else a model of one's own has, such as a baseline for its losses, has the encoder's.
+    What else a model of one's own has, such as a baseline for its losses, has the encoder's; so has what the decoder
+    shares with the encoder.
     """
+    encoder = dict.fromkeys(model.encoder.parameters())
     nets = [
-        group(model.encoder.parameters(), config.encoder_learning_rate),
-        group(model.decoder.parameters(), config.decoder_learning_rate),
+        group(encoder, config.encoder_learning_rate),
+        group((p for p in model.decoder.parameters() if p not in encoder), config.decoder_learning_rate),
     ]
     named = {p for part in (model.encoder, model.decoder, model.prior) for p in part.parameters()}
     if others := [p for p in model.parameters() if p not in named]:

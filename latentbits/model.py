@@ -65,9 +65,7 @@ def elements_on(x: Tensor, elements: int) -> int:
     return elements if x.device.type == "cpu" else TIMES_ON_A_GPU * elements
 
 
-def over_samples(
-    function: Callable[[Tensor], Tensor], z: Tensor, elements: int, at_once: int = ELEMENTS_PER_SCORING
-) -> Tensor:
+def over_samples(function: Callable[[Tensor], Tensor], z: Tensor, elements: int, at_once: int) -> Tensor:
     """``function(z)`` for samples z (K, B, M), in chunks over K; its values (K, B).
 
     Arguments:
@@ -107,7 +105,7 @@ class LatentModel(nn.Module):
 
     def _elements(self, x: Tensor) -> int:
         """Size of the largest tensor that is made for one sample of a datum of x (B, D)."""
-        return max(x.shape[1], int(getattr(self.decoder, "elements", 0)))
+        return max(x.shape[1], self.prior.visible, int(getattr(self.decoder, "elements", 0)))
 
     @property
     def inputs(self) -> int | None:
@@ -195,7 +193,8 @@ class LatentModel(nn.Module):
         with products():
             at_once = elements_on(x, int(getattr(self.decoder, "elements_at_once", ELEMENTS_PER_SCORING)))
             log_p = over_samples(lambda part: self.likelihood(part).log_prob(x), z, len(x) * self._elements(x), at_once)
-        return log_p - over_samples(self.prior.free_energy, z, z.shape[1] * max(self.prior.visible, self.prior.hidden))
+        elements, at_once = len(x) * max(self.prior.visible, self.prior.hidden), elements_on(x, ELEMENTS_PER_SCORING)
+        return log_p - over_samples(self.prior.free_energy, z, elements, at_once)
 
     @torch.no_grad()
     def log_prob(
@@ -402,7 +401,7 @@ class LatentModel(nn.Module):
 
         Arguments:
             x: Images, with shape (B, D); unknown pixels may have any value.
-            known: Which pixels are kept, bool, with shape (D,) or (B, D).
+            known: Which pixels are kept, bool, with shape (D,) or (B, D); of a colour pixel all channels or none.
             steps: Length of the walk.
             samples: How many z compete, 2 or more.
             generator: Source of the randomness; the default generator if None.
@@ -415,7 +414,8 @@ class LatentModel(nn.Module):
 
         Raises:
             TypeError: If a count is no whole number.
-            ValueError: If shapes or counts do not fit, or known pixels have values that p(x | z) is not of.
+            ValueError: If shapes or counts do not fit, a colour pixel is known in part, or known pixels have values
+                that p(x | z) is not of.
         """
         check_rows("x", x, self.inputs)
         if not len(x):
@@ -429,6 +429,7 @@ class LatentModel(nn.Module):
             )
         x = x.to(self.prior.visible_bias)
         known = known.to(x.device)
+        self._check_whole_pixels(known)
         self.check_data("x where known", torch.where(known, x, 0.0))
         with evaluating(self):
             if starts:
@@ -443,6 +444,14 @@ class LatentModel(nn.Module):
                 if progress is not None:
                     progress(step + 1)
             return torch.where(known, x, self.decode(z[0])) if means else x
+
+    def _check_whole_pixels(self, known: Tensor) -> None:
+        """Refuse a mask (*, D) that splits a colour pixel, whose channels are drawn together."""
+        is_mixture = getattr(self.family, "func", self.family) is LogisticMixture
+        channels = getattr(self.family, "keywords", {}).get("channels", 3) if is_mixture else 1
+        of_channels = known.unflatten(-1, (channels, -1))
+        if (of_channels != of_channels[..., :1, :]).any():
+            raise ValueError(f"known: expected all {channels} channels of a pixel or none, got a mask that splits some")
 
     def _begin_near(self, x: Tensor, known: Tensor, starts: int, generator: torch.Generator | None) -> Tensor:
         """Images (B, D) drawn given latents of the prior, by how near their means are to the known pixels of x (B, D).
@@ -461,9 +470,9 @@ class LatentModel(nn.Module):
 
     def _move_latents(self, x: Tensor, z: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
         """Latents (1, B, M) that took their place among new ones from q(z | x) by importance weights."""
-        every = torch.cat([z, self.posterior(x).sample((samples - 1,), generator)])
-        log_w = self.log_weight(x, every)
-        chosen = draw_index(log_w, generator)
+        q = self.posterior(x)
+        every = torch.cat([z, q.sample((samples - 1,), generator)])
+        chosen = draw_index(self.log_joint(x, every) - q.log_prob(every), generator)
         return every.gather(0, chosen[None, :, None].expand(1, -1, every.shape[2]))
 
 

@@ -106,6 +106,17 @@ class Network(Protocol):
 
 
 @contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Let convolutions on a GPU have float32's precision, as on CPUs, whose likelihoods are to be the same."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Let batch normalization use its running statistics and leave them as they are, and nothing be dropped."""
     training = [module for module in net.modules() if module.training]

@@ -22,11 +22,10 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .distributions import Bits
-from .fused import bernoulli, generator_device, standard_normal
+from .fused import bernoulli, generator_device, softplus_sum, standard_normal
 from .model import GaussianModel, LatentModel, Products
 from .rbm import check_count
 
@@ -208,7 +207,8 @@ def joint_losses(
     r"""Surrogate losses of one batch for stage 3.
 
     All K samples are scored without gradient. Decoder and prior then see ``backward_samples`` of them,
-    resampled by weight, which leaves their gradient unbiased. The encoder's needs no decoder: with
+    resampled by weight, which leaves their gradient unbiased; if all K go backward, they are scored once, with
+    gradient. The encoder's needs no decoder: with
     logits a, :math:`\sum_i s_i \log q(z_i | x) = a \cdot \sum_i s_i z_i - \mathrm{softplus}(a) \cdot \sum_i s_i`.
 
     Arguments:
@@ -250,28 +250,38 @@ def losses_of_samples(
     signal_of = {"vimco": vimco, "crws": wake}.get(objective) if isinstance(objective, str) else objective
     if signal_of is None:
         raise ValueError(f"objective: expected vimco, crws or a function of log-weights, got {objective}")
+    q, drawn = Bits(a), is_drawn(backward_samples, len(z))
+    if not drawn:
+        log_p, free_energy = joint_terms(model, x, z, products)
     with torch.no_grad():
-        log_w = model.log_joint(x, z, products) - Bits(a.detach()).log_prob(z)
+        log_joint = model.log_joint(x, z, products) if drawn else log_p - free_energy
+        log_w = log_joint - q.log_prob(z)
         signal = signal_of(log_w)
         if not isinstance(objective, str):
-            check_signal(signal, log_w, is_drawn(backward_samples, len(z)))
+            check_signal(signal, log_w, drawn)
             signal = Signal(*(each.to(log_w) for each in signal))
         z_kept, weights = choose(signal.weights, z, backward_samples, generator)
+    if drawn:
+        log_p, free_energy = joint_terms(model, x, z_kept, products)
 
     s = signal.encoder_signal
     s_z = torch.einsum("kb,kbm->bm", s, z)
-    encoder = -((s_z * a).sum(-1) - s.sum(0) * F.softplus(a).sum(-1)).mean()
+    encoder = -((s_z * q.logits).sum(-1) - s.sum(0) * softplus_sum(q.logits)).mean()
     if objective == "crws":
         sleep_weight = 1.0  # the algorithm's own
     if sleep_weight:
         encoder = encoder - sleep_weight * sleep(model, z_negative, generator, dreams)
-    with products():
-        p_x = model.likelihood(z_kept)
-    decoder = -(weights * p_x.log_prob(x)).sum(0).mean()
-    prior = (weights * model.prior.free_energy(z_kept)).sum(0).mean()
-    prior = prior + model.prior.log_partition_surrogate(z_negative)
+    decoder = -(weights * log_p).sum(0).mean()
+    prior = (weights * free_energy).sum(0).mean() + model.prior.log_partition_surrogate(z_negative)
     size = effective_sample_size(signal.weights).mean()
     return Losses(decoder, encoder, prior, prior.detach(), signal.bound.mean(), size)
+
+
+def joint_terms(model: LatentModel, x: Tensor, z: Tensor, products: Products) -> tuple[Tensor, Tensor]:
+    """log p(x | z) and F(z), with gradient, of data x (B, D) and latents z (*, B, M), each with shape (*, B)."""
+    with products():
+        p_x = model.likelihood(z)
+    return p_x.log_prob(x), model.prior.free_energy(z)
 
 
 def relaxed_losses(
@@ -300,11 +310,9 @@ def relaxed_losses(
     """
     with products():
         a = model.encoder(drop(x, dropout, generator))
-    zeta = Bits(a).rsample(generator=generator, temperature=relaxation)
-    with products():
-        p_x = model.likelihood(zeta)
-    log_p, free_energy = p_x.log_prob(x), model.prior.free_energy(zeta)
-    entropy = (F.softplus(a) - a * torch.sigmoid(a)).sum(-1)
+    q = Bits(a)
+    log_p, free_energy = joint_terms(model, x, q.rsample(generator=generator, temperature=relaxation), products)
+    entropy = q.entropy()
     log_partition = model.prior.log_partition_surrogate(z_negative)
     return Losses(
         decoder=-log_p.mean(),
@@ -328,7 +336,8 @@ def iwae_losses(
 ) -> Losses:
     r"""IWAE's bound for continuous latents: :math:`\sum_i \tilde w_i \nabla \log w(z_i)` through the samples z_i.
 
-    As in :func:`joint_losses`, all K are scored without gradient and some, resampled by weight, go backward.
+    As in :func:`joint_losses`, all K are scored without gradient and some, resampled by weight, go backward; or all,
+    with gradient.
 
     Arguments:
         model: Encoder, decoder and prior.
@@ -343,13 +352,20 @@ def iwae_losses(
     with products():
         q = model.posterior(drop(x, dropout, generator))
     noise = standard_normal((samples, *q.loc.shape), q.loc, generator)
-    with torch.no_grad():
+
+    def log_weights(noise: Tensor) -> Tensor:
         z = q.loc + q.scale * noise
-        log_w = model.log_joint(x, z, products) - q.log_prob(z)
-        weights = log_w.softmax(0)
+        log_q: Tensor = q.log_prob(z)
+        return model.log_joint(x, z, products) - log_q
+
+    drawn = is_drawn(backward_samples, samples)
+    with torch.no_grad() if drawn else nullcontext():
+        log_w_kept = log_weights(noise)
+    log_w = log_w_kept.detach()
+    weights = log_w.softmax(0)
     noise, kept = choose(weights, noise, backward_samples, generator)
-    z = q.loc + q.scale * noise
-    log_w_kept = model.log_joint(x, z, products) - q.log_prob(z)
+    if drawn:
+        log_w_kept = log_weights(noise)
     return Losses(
         decoder=-(kept * log_w_kept).sum(0).mean(),
         encoder=log_w.new_zeros(()),

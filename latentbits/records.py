@@ -16,13 +16,13 @@ import torch
 
 from . import __version__, distributed
 from .figures import NLL, Evaluation, doubts
-from .files import DamagedError, append_line, read_text, write_json
+from .files import DamagedError, FileError, append_line, read_text, write_json
 from .runs import Run, RunError
 from .splits import Splits
 
 
-def provenance() -> dict[str, Any]:
-    """Where a result comes from: command, commit, versions, machine and time."""
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """Where a result comes from: command, commit, versions, machine with the device that was used, and time."""
     package = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -48,7 +48,7 @@ def provenance() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "processes": distributed.world().size,
-            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "accelerator": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         },
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -56,7 +56,14 @@ def provenance() -> dict[str, Any]:
 
 
 def evaluation_record(
-    run: Run, weights: str, evaluation: Evaluation, images: tuple[int, int], seed: int, splits: Splits, seconds: float
+    run: Run,
+    weights: str,
+    evaluation: Evaluation,
+    images: tuple[int, int],
+    seed: int,
+    splits: Splits,
+    seconds: float,
+    device: str,
 ) -> dict[str, Any]:
     """What is kept of an evaluation.
 
@@ -68,6 +75,7 @@ def evaluation_record(
         seed: Seed of the evaluation.
         splits: The data.
         seconds: Wall time.
+        device: Where the model was, as PyTorch names it.
     """
     used, there = images
     return {
@@ -81,7 +89,7 @@ def evaluation_record(
         "seed": seed,
         "data_checksum": splits.checksum,
         "trained_on": run.data_checksum,
-        **provenance(),
+        **provenance(device),
     }
 
 
@@ -123,8 +131,10 @@ def of_other_data(record: Record) -> bool:
 def of_other_weights(run: Run, record: Record, weights: str = "model") -> str:
     """Of which weights an evaluation is, if it is not of these of the run as they are now; else nothing."""
     evaluated = record.about["weights"]
-    there = (run.path / f"{weights}.safetensors").is_file()
-    origin = run.weights_origin(weights) if there else {}
+    origin: dict[str, str] = {}
+    if (run.path / f"{weights}.safetensors").is_file():
+        with contextlib.suppress(FileError):  # damaged ones are not those that were evaluated
+            origin = run.weights_origin(weights)
     same_place = all(evaluated.get(key) == origin.get(key) for key in ("stage", "step"))
     if same_place and (evaluated["file"] == weights or "step" in origin):  # the last epoch's may be the best
         return ""

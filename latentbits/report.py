@@ -172,10 +172,11 @@ def comparison(runs: Sequence[Run], split: str) -> dict[str, Figure]:
 def validation_by_time(runs: Sequence[Run], form: Form) -> Figure | None:
     """Validation during training of several runs against wall time, in nats or, of 256 levels, in bits/dim.
 
-    Time is that of the run itself: what a run began with from another's weights is not in it. None where no run has
-    been validated.
+    Runs of the other kind than the form's are left out. Time is that of the run itself: what a run began with from
+    another's weights is not in it. None where no run has been validated.
     """
     in_bits = form.levels > 2
+    runs = [run for run in runs if (form_of(run.config.data).levels > 2) == in_bits]
     validated = [
         [row for row in run.metrics() if row["stage"] in ("warm_start", "joint") and "valid_nll" in row] for run in runs
     ]
@@ -185,7 +186,8 @@ def validation_by_time(runs: Sequence[Run], form: Form) -> Figure | None:
     drawn: list[float] = []
     for color, run, rows, label in zip(itertools.cycle(COLORS), runs, validated, labels(runs), strict=False):
         if rows:
-            nll = [form.bits_per_dimension(row["valid_nll"]) if in_bits else row["valid_nll"] for row in rows]
+            own = form_of(run.config.data)
+            nll = [own.bits_per_dimension(row["valid_nll"]) if in_bits else row["valid_nll"] for row in rows]
             counts = run.config.validation
             name = f"{label} (K = {counts.samples:,}, {counts.images:,} images)"
             axes.plot([row["seconds"] / each for row in rows], nll, color=color, marker="o", markersize=3, label=name)

@@ -22,6 +22,7 @@ No file is a pickle; see :mod:`latentbits.files`.
 import fcntl
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -70,15 +71,23 @@ def _is_left(path: Path) -> bool:
     return path.name == ".lock" or any(path.match(part) for part in parts)
 
 
+def epoch_of(name: str) -> int:
+    """After which epoch of stage 3 weights of such a name were kept."""
+    return int(name.removeprefix("joint-"))
+
+
 class Run:
     """A run folder.
 
     Arguments:
         path: The folder.
+
+    Attributes:
+        interrupted: Whether training, in this process, was stopped by a signal before its minutes were over.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path, self.interrupted = Path(path), False
 
     @classmethod
     def create(cls, path: Path | str, config: Config) -> "Run":
@@ -231,8 +240,12 @@ class Run:
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise RunError(f"{self.path}: another process is training here; wait for it or stop it") from error
+            except OSError as error:
+                raise RunError(
+                    f"{self.path}: cannot be locked ({refusal(error)}); name a folder on another file system"
+                ) from error
             for path in self.path.glob(".*.part"):
                 if _is_left(path):
                     path.unlink(missing_ok=True)
@@ -258,9 +271,17 @@ class Run:
         write_atomically(self.path / f"{name}.safetensors", sealed(tensors, origin or {}))
 
     def weights_origin(self, name: str) -> dict[str, str]:
-        """What the header of ``name.safetensors`` says: stage, step and validation NLL."""
-        with safe_open(self.path / f"{name}.safetensors", framework="pt") as file:
-            return {name: value for name, value in (file.metadata() or {}).items() if name != "checksum"}
+        """What the header of ``name.safetensors`` says: stage, step and validation NLL.
+
+        Raises:
+            RunError: If the file is damaged.
+        """
+        path = self.path / f"{name}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: value for name, value in (file.metadata() or {}).items() if name != "checksum"}
+        except SafetensorError as error:
+            raise RunError(f"{path}: is damaged ({error}); fetch or train it again") from error
 
     def load_weights(self, name: str, module: torch.nn.Module) -> None:
         """Read a module's weights from ``name.safetensors``.
@@ -297,7 +318,8 @@ class Run:
 
     def kept(self) -> list[str]:
         """Names of the weights that were kept along the way, oldest first."""
-        return sorted(path.stem for path in self.path.glob("joint-*.safetensors"))
+        names = (path.stem for path in self.path.glob("joint-*.safetensors"))
+        return sorted(filter(re.compile(r"joint-\d+").fullmatch, names), key=epoch_of)
 
     def curve_path(self, split: str) -> Path:
         """Where the evaluations of the kept weights stand."""

@@ -151,7 +151,7 @@ class State:
     seconds: float = 0.0
     best: float = math.inf
     rows: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
+    totals: dict[str, Tensor | float] = field(default_factory=dict)
     chains: Chains | None = None
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     average: AveragedModel | None = None
@@ -208,7 +208,7 @@ class State:
     def mean_totals(self) -> dict[str, float]:
         """The epoch's totals so far, as means over processes."""
         names = sorted(self.totals)
-        values = torch.tensor([self.totals[name] for name in names], dtype=torch.float64)
+        values = torch.tensor([float(self.totals[name]) for name in names], dtype=torch.float64)
         mean = distributed.total(values) / distributed.world().size
         return dict(zip(names, mean.tolist(), strict=True))
 
@@ -289,7 +289,7 @@ class Session:
         self.stop = False
         self.is_first = distributed.world().is_first
         self.origin = origin(config, splits)
-        self._gap, self._most_gap = 0.0, math.inf
+        self._gap, self._most_gap = torch.zeros(()), math.inf
         self._looked_at: tuple[str, Tensor] | None = None
         self._told_of: set[str] = set()
         self._last_save = self._last_tick = time.monotonic()
@@ -327,14 +327,15 @@ class Session:
             self._checkpoint_if_due()
 
     def record(self, **values: Tensor) -> None:
-        """Add a step's values, scalars, to the epoch's totals."""
+        """Add a step's values, scalars, to the epoch's totals, where they are: a GPU is not waited for."""
         for name, value in values.items():
-            self.state.totals[name] = self.state.totals.get(name, 0.0) + float(value)
+            self.state.totals[name] = self.state.totals.get(name, 0.0) + torch.as_tensor(value).detach().double()
 
     def watch_gap(self, prior: Prior, gap: Tensor) -> None:
         """Note a step's free energy of data minus that of chains, a scalar, by which an explosion is noticed."""
         if isinstance(prior, RBM | BernoulliPrior):
-            self._gap, self._most_gap = max(self._gap, abs(float(gap))), most_gap(prior.visible)
+            size = torch.as_tensor(gap).detach().abs()
+            self._gap, self._most_gap = torch.fmax(self._gap.to(size), size), most_gap(prior.visible)
 
     def _end_epoch(self, epoch: int, per_epoch: int, at_epoch_end: Callable[[int], Mapping[str, float | None]]) -> None:
         state = self.state
@@ -381,7 +382,7 @@ class Session:
         """Refuse to go on with what is not finite, or with a prior that has exploded, in any process."""
         bad = [name for name, total in self.state.totals.items() if not math.isfinite(total)]
         bad += [name for name, p in self.state.model.named_parameters() if not p.isfinite().all()]
-        broken, exploded = distributed.any_of(bool(bad), self._gap > self._most_gap)
+        broken, exploded = distributed.any_of(bool(bad), float(self._gap) > self._most_gap)
         if broken:
             self._refuse(bad or ["values of another process are"])
         if exploded:
@@ -395,7 +396,7 @@ class Session:
                     else "Lower the prior's learning rate in a new run"
                 )
             )
-        self._gap = 0.0
+        self._gap = torch.zeros(())
 
     def _refuse(self, not_finite: list[str]) -> None:
         if not_finite:
@@ -434,12 +435,13 @@ class Session:
 
     def _checkpoint_if_due(self) -> None:
         now = time.monotonic()
-        stop, due = distributed.any_of(
-            self.stop or now >= self.deadline, now - self._last_save > SECONDS_BETWEEN_CHECKPOINTS
+        asked, over, due = distributed.any_of(
+            self.stop, now >= self.deadline, now - self._last_save > SECONDS_BETWEEN_CHECKPOINTS
         )
-        if stop or due:
+        if asked or over or due:
             self.checkpoint()
-        if stop:
+        if asked or over:
+            self.run.interrupted = not over
             self.display.note("stopping; the checkpoint is written")
             raise Stopped
 

@@ -31,8 +31,8 @@ def set_rates(optimizer: Optimizer, factor: float) -> None:
 
 
 def group(parameters: Any, rate: float, **options: float) -> dict[str, Any]:
-    """Parameters of an optimizer with a first learning rate, which :func:`set_rates` scales."""
-    return {"params": list(parameters), "lr": rate, "initial_lr": rate, **options}
+    """Parameters of an optimizer, each once, with a first learning rate, which :func:`set_rates` scales."""
+    return {"params": list(dict.fromkeys(parameters)), "lr": rate, "initial_lr": rate, **options}
 
 
 def augment(x: Tensor, form: Form, config: Augmentation, share: float, generator: torch.Generator) -> Tensor:
@@ -45,8 +45,8 @@ def augment(x: Tensor, form: Form, config: Augmentation, share: float, generator
 def shrink(model: LatentModel, amount: float) -> None:
     """Decoupled weight decay of the networks' weight matrices."""
     if amount:
-        for net in (model.encoder, model.decoder):
-            torch._foreach_mul_(weight_matrices(net), 1 - amount)
+        both = dict.fromkeys([*weight_matrices(model.encoder), *weight_matrices(model.decoder)])  # a tied one once
+        torch._foreach_mul_(list(both), 1 - amount)
 
 
 def validate_nll(session: Session, epoch: int, epochs: int) -> dict[str, float | None]:

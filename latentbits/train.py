@@ -28,7 +28,7 @@ from .evaluate import fit_prior_base
 from .events import Events, check_tensorboard
 from .joint import train_joint
 from .model import WGAN, LatentModel, build
-from .nets import MLP, Network, evaluating, initialize_by_data
+from .nets import MLP, Network, evaluating, full_float32, initialize_by_data
 from .objectives import LossesFunction, SignalFunction
 from .pretrain import train_autoencoder, train_rbm
 from .progress import Display
@@ -48,6 +48,7 @@ INITIALIZATION_IMAGES, INITIALIZATION_ELEMENTS = 500, 2**29
 """Images by which networks begin, at most, also by the size of their largest tensors together."""
 
 
+@full_float32()
 def train(
     config: Config,
     run: Path | str,

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shlex
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -282,7 +281,6 @@ def _line(problem: Any, message: str) -> str:
 
 def run_train(args: Sequence[str]) -> int:
     """Train a recipe through its stages, resumably; 0 at its end or that of its minutes, 130 if stopped before."""
-    began = time.monotonic()
     config, options = parse_train(args)
     folder = options.run or default_folder(config.recipe)
     if options.max_minutes is not None and not options.max_minutes > 0:
@@ -294,9 +292,7 @@ def run_train(args: Sequence[str]) -> int:
             config, folder, options.resume, options.max_minutes, options.data_dir, options.device,
             tensorboard=options.tensorboard,
         )  # fmt: skip
-        in_time = options.max_minutes is not None and time.monotonic() - began >= 60 * options.max_minutes
-        in_time = distributed.of_first(in_time) > 0
-    status = 0 if run.finished or in_time else STOPPED
+    status = STOPPED if run.interrupted else 0
     if not is_first:
         return status
     place = f" --data-dir {shlex.quote(str(options.data_dir))}" if options.data_dir else ""

@@ -1,11 +1,13 @@
 """The command line: the whole way on a tiny run, and every refusal in a line with status 2."""
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -22,8 +24,8 @@ from latentbits.config import Config, DataConfig, different, without_effect
 from latentbits.facts import Standing, commands, highlights, not_comparable, standing
 from latentbits.folders import square_form
 from latentbits.recipes import RECIPES
-from latentbits.records import last_evaluation, of_other_weights
-from latentbits.report import grid, learning_curves, nearest, over, present
+from latentbits.records import last_evaluation, of_other_weights, provenance
+from latentbits.report import grid, learning_curves, nearest, over, present, validation_by_time
 from latentbits.runs import Run, labels
 from latentbits.splits import Form
 from latentbits.train_cli import parse_train
@@ -271,6 +273,25 @@ def test_a_run_that_a_signal_stops_ends_with_its_own_status(tmp_path, monkeypatc
     monkeypatch.setattr(pretrain, "soft_binarize", interrupted)
     assert main(["train", "digits", "--run", str(path), "--max-minutes", "9", *TINY]) == 130
     assert f"stopped: {path}" in capsys.readouterr().out
+
+
+def test_the_minutes_of_a_run_are_those_after_its_data_are_loaded(tmp_path, monkeypatch):
+    """A signal soon after is not in time, however long looking at the data took."""
+    passed, real, usual, soft_binarize = [0.0], time.monotonic, data.load, pretrain.soft_binarize
+
+    def slowly(*arguments):
+        passed[0] += 3600
+        return usual(*arguments)
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return soft_binarize(*arguments)
+
+    monkeypatch.setattr(time, "monotonic", lambda: real() + passed[0])
+    monkeypatch.setattr(data, "load", slowly)
+    monkeypatch.setattr(pretrain, "soft_binarize", interrupted)
+    assert main(["train", "digits", "--run", str(tmp_path / "run"), "--max-minutes", "9", *TINY]) == 130
+    assert passed[0]
 
 
 @pytest.mark.parametrize(
@@ -528,6 +549,27 @@ def test_a_curve_of_kept_weights_is_evaluated_once_and_drawn(tmp_path, capsys):
     assert Run(runs[0]).curve_path("test").read_bytes() == before
     assert main(["curve", str(runs[0]), "--split", "test", *counts, "--overwrite"]) == 0
     assert [row["settings"]["images"] for row in Run(runs[0]).curve("test")] == [30, 30]
+
+
+def test_validations_of_runs_are_in_the_units_of_each_ones_images(tmp_path):
+    """In bits/dim of its own dimensions; a run of bits does not stand beside one of 256 levels."""
+    runs = []
+    for recipe, dimensions in (("cifar10-small", 3 * 32 * 32), ("natural64-small", 3 * 64 * 64), ("digits", 64)):
+        runs.append(Run.create(tmp_path / recipe, RECIPES[recipe].make()))
+        row = {"stage": "joint", "epoch": 1, "seconds": 60.0, "valid_nll": 5.0 * dimensions * math.log(2)}
+        runs[-1].append_metrics(row)
+    lines = validation_by_time(runs, data.form_of(runs[0].config.data)).axes[0].lines
+    assert [line.get_ydata()[0] for line in lines] == pytest.approx([5.0, 5.0])
+    lines = validation_by_time(runs, data.form_of(runs[2].config.data)).axes[0].lines
+    assert [line.get_ydata()[0] for line in lines] == pytest.approx([5.0 * 64 * math.log(2)])
+
+
+def test_a_result_names_the_device_that_was_used(monkeypatch):
+    """Not a GPU that was there and idle."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the GPU at {device}")
+    assert provenance()["machine"]["accelerator"] is None
+    assert provenance("cuda")["machine"]["accelerator"] == "the GPU at cuda"
 
 
 def test_a_curve_needs_kept_weights(run, capsys):

@@ -98,8 +98,24 @@ def test_monte_carlo_error_is_the_spread_of_repeated_evaluations(model, x, monke
     results = [evaluate(model, x, "valid", counts, "linear", seeded(s)).likelihood for s in range(200)]
     observed = np.std([result.nll for result in results], ddof=1)
     claimed = np.mean([result.standard_error_monte_carlo for result in results])
-    # 200 repeats give a standard deviation to 5 %, and the delta method has its own few per cent
+    # 200 repeats give a standard deviation to 5 %, and the jackknife has its own few per cent
     assert observed == pytest.approx(claimed, rel=0.25)
+
+
+@pytest.mark.parametrize(("over_data", "chains"), [(False, 30), (True, 1000)])
+def test_raises_monte_carlo_error_is_the_spread_of_repeated_evaluations(model, x, over_data, chains):
+    """For these images: with few temperatures they differ in what RAISE loses, which another seed does not change."""
+    x = x[:20]
+    counts = Counts(samples=400, chains=0, raise_images=len(x), raise_resampled=chains, raise_temperatures=2)
+    of = random_rbm(4, 3, 1, scale=2.0) if over_data else model
+    found = [evaluate(of, x, "valid", counts, "linear", seeded(s)).likelihood_raise for s in range(200)]
+    observed = np.std([each.nll for each in found], ddof=1)
+    claimed = np.mean([each.standard_error_monte_carlo for each in found])
+    assert observed == pytest.approx(claimed, rel=0.25)
+    if over_data:
+        assert np.mean([each.difference_standard_error for each in found]) > 2 * claimed
+    one = evaluate(of, x, "valid", counts._replace(raise_resampled=1), generator=seeded(0)).likelihood_raise
+    assert one.standard_error_monte_carlo > 0.999 * one.difference_standard_error
 
 
 @pytest.mark.parametrize("K", [2, 3, LARGEST, LARGEST + 1, 100, 5000])

@@ -16,9 +16,11 @@ from test_train import assert_same_run, tiny, weights
 import latentbits as lb
 from latentbits import cli
 from latentbits.config import DataConfig
+from latentbits.joint import optimizers
 from latentbits.model import build
 from latentbits.objectives import losses_of_samples
 from latentbits.session import Parts
+from latentbits.stages import shrink
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -512,6 +514,53 @@ def test_a_model_that_was_loaded_is_put_into_training_mode(tmp_path):
     before = model.encoder.net[1].running_mean.clone()
     lb.train(config, tmp_path / "run", quiet=True, model=model)
     assert not torch.equal(model.encoder.net[1].running_mean, before)
+
+
+class Tied(torch.nn.Module):
+    """A decoder with the weights of an encoder's only layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.bias = layer, torch.nn.Parameter(torch.zeros(layer.weight.shape[1]))
+
+    def forward(self, z):
+        return torch.nn.functional.linear(z, self.layer.weight.T, self.bias)
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_that_encoder_and_decoder_share_are_moved_once(tmp_path):
+    """In all stages: twice by an optimizer's step, or by weight decay, would be another rate."""
+    torch.manual_seed(0)
+    encoder = torch.nn.Linear(64, 8)
+    model = lb.LatentModel(lb.Scaled(encoder), Tied(encoder), lb.RBM(8, 6))
+    assert lb.train(tiny(), tmp_path / "run", quiet=True, model=model).finished
+    before = encoder.weight.detach().clone()
+    shrink(model, 0.1)
+    torch.testing.assert_close(encoder.weight.detach(), 0.9 * before)
+    nets, _ = optimizers(model, tiny().joint)
+    moved = [p for group in nets.param_groups for p in group["params"]]
+    assert len(moved) == len({id(p) for p in moved}) == 3
+
+
+def test_a_report_of_a_model_of_ones_own_is_refused(tmp_path, capsys):
+    config, splits = tiny(), lb.load_data("digits")
+    run = lb.train(config, tmp_path / "run", quiet=True, model=same_model(config, splits), max_minutes=1e-9)
+    assert not (run.path / "model.safetensors").exists()
+    assert cli.main(["report", str(run.path)]) == 2
+    assert "expected a run of a recipe, got one with a model that was given in Python" in capsys.readouterr().err
+
+
+def test_convolutions_have_the_precision_of_float32_while_training(tmp_path):
+    seen, before = [], torch.backends.cudnn.allow_tf32
+
+    def losses(*arguments):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return own_losses.disarm(*arguments)
+
+    lb.train(tiny(), tmp_path / "run", quiet=True, losses=losses)
+    assert not any(seen)
+    assert seen
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 @pytest.mark.parametrize("form", [lb.Form(1, 8, 8, 16), lb.Form(2, 8, 8, 256)])

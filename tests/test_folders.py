@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import latentbits as lb
-from latentbits import data, folders
+from latentbits import data, folders, inventory
 from latentbits.cli import main
 from latentbits.config import AutoencoderConfig, Config, DataConfig, JointConfig, ModelConfig, RBMConfig
 from latentbits.recipes import my_images
@@ -286,6 +286,7 @@ def test_pictures_behind_links_to_folders_are_found(tmp_path, files):
     direct, linked = folders.read_pictures(elsewhere, SQUARE), folders.read_pictures(folder, SQUARE)
     assert linked.names == [f"kind/{name}" for name in direct.names]
     np.testing.assert_array_equal(linked.images, direct.images)
+    assert inventory.own_pictures(folder) == inventory.own_pictures(elsewhere).replace(str(elsewhere), str(folder))
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, files, monkeypatch):
@@ -300,8 +301,10 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, files, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(DataError, match=r"locked cannot be read \(Permission denied\); grant it, or move it away"):
+    says = r"locked cannot be read \(Permission denied\); grant it, or move it away"
+    with pytest.raises(DataError, match=says):
         folders.read_pictures(tmp_path / "pictures", SQUARE)
+    assert re.search(says, inventory.own_pictures(tmp_path / "pictures"))  # where other data are listed as well
 
 
 def test_links_in_a_tar_are_passed_over(tmp_path, files):
@@ -336,6 +339,20 @@ def test_pictures_are_described_by_the_first_of_them(tmp_path):
         assert folders.describe(path, most=10) == (kind, 31, 10)
     with pytest.raises(DataError, match=r"found none; 1 could not be read, such as torn.png"):
         folders.describe(write({"torn.png": b"torn"}, tmp_path / "torn.zip"))
+
+
+@pytest.mark.parametrize("place", ["folder", "all.tar", "all.zip"])
+def test_no_more_pictures_are_read_than_are_looked_at(tmp_path, files, place, monkeypatch):
+    path, read, usual = write(files, tmp_path / place), [], folders._files
+
+    def spy(path, wanted):
+        for name, content in usual(path, wanted):
+            read.append(bool(content))
+            yield name, content
+
+    monkeypatch.setattr(folders, "_files", spy)
+    assert folders.describe(path, most=7) == ("colour", 60, 7)
+    assert read == [True] * 7 + [False] * 53
 
 
 @pytest.mark.parametrize("kind", ["colour", "grey", "black-and-white"])

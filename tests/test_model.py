@@ -86,7 +86,7 @@ def test_monte_carlo_variance_is_the_spread_of_repeated_estimates(model, x):
     sums = model.importance_sums(x.repeat(2000, 1), 400, generator=seeded(0))
     observed = sums.log_mean.view(2000, 2).std(0)
     claimed = sums.variance.view(2000, 2).mean(0).sqrt()
-    # 2,000 repeats give a standard deviation to 1.6 %; the delta method is good to a few per cent here
+    # 2,000 repeats give a standard deviation to 1.6 %; the jackknife is good to a few per cent here
     torch.testing.assert_close(observed, claimed, rtol=0.12, atol=0)
 
 
@@ -242,6 +242,22 @@ def test_inpainting_begins_near():
     assert (found - x).abs().mean() < 0.01
     wrong = torch.where(torch.arange(20) < 4, x, 1 - x)
     assert (model.inpaint(wrong, torch.arange(20) < 4, 9, 2, seeded(0), starts=0) - x).abs().mean() > 0.5
+
+
+def test_a_colour_pixel_is_known_as_a_whole_or_not():
+    """Green is drawn given red, so a known red under a drawn green would be another distribution."""
+    form = Form(3, 4, 4, 256)
+    config = ModelConfig(network="resnet", maps=(4,), repeats=1, fully_connected=True, latent=3, hidden=2, norm="none")
+    model, x = build(config, form, seeded(0)), torch.full((2, 48), 100.0)
+    whole = (torch.arange(16) < 5).repeat(3)
+    found = model.inpaint(x, whole, 1, 2, seeded(0))
+    assert (found[:, whole] == 100).all()
+    red = torch.arange(48) < 16
+    with pytest.raises(ValueError, match="known: expected all 3 channels of a pixel or none, got a mask that splits"):
+        model.inpaint(x, red, 1, 2, seeded(0))
+    own = torch.stack([whole, red])
+    with pytest.raises(ValueError, match="splits some"):
+        model.inpaint(x, own, 1, 2, seeded(0))
 
 
 def test_inpainting_refuses_what_does_not_fit(model, x):

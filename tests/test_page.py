@@ -22,7 +22,7 @@ from latentbits import data
 from latentbits.charts import Chart, Series, error, histogram, number, settled_limits
 from latentbits.cli import main
 from latentbits.config import Config, settings
-from latentbits.facts import configuration, standing
+from latentbits.facts import configuration, not_comparable, standing
 from latentbits.page import examine, page, pictures, trained_temperatures
 from latentbits.recipes import RECIPES, command_for, my_images
 from latentbits.records import last_evaluation
@@ -441,6 +441,12 @@ def test_samples_of_runs_stand_side_by_side(runs, outline, tmp_path):
     with pytest.warns(UserWarning, match="foreign: its samples are left out"):
         beside = samples_beside(samples, [Run(runs[0]), Run(foreign)], form, 5, [1, 1], lambda *told: None)
     assert beside == {}
+    torn = tmp_path / "torn"
+    shutil.copytree(runs[0], torn)
+    (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:100])
+    assert not_comparable([Run(torn)], [last_evaluation(Run(torn))]) == [
+        "An evaluation is of other weights than its run's own now: evaluate again."
+    ]
     alone = samples_beside(samples, compared[:1], form, 5, [1], lambda *told: None)
     assert alone == {}
 

@@ -1,5 +1,6 @@
 """The run folder: what is written comes back, whole or not at all."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -149,6 +150,27 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         pass
     with run.lock():
         pass
+
+
+def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    run = Run.create(tmp_path / "run", Config())
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with (
+        pytest.raises(RunError, match=r"cannot be locked \(No locks available\); name a folder on another"),
+        run.lock(),
+    ):
+        pass
+
+
+def test_kept_weights_are_those_of_epochs_by_number(tmp_path):
+    run = Run.create(tmp_path / "run", Config())
+    for name in ("joint-0100", "joint-9999", "joint-10000", "joint-best", "joint-0100-copy"):
+        (run.path / f"{name}.safetensors").touch()
+    assert run.kept() == ["joint-0100", "joint-9999", "joint-10000"]
 
 
 @pytest.mark.parametrize("name", lb.pretrained_names())
