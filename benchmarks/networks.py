@@ -191,7 +191,7 @@ def main() -> None:
             found = measure(config, arguments.rounds)
             overfitted = {key: row[key] for key in row if key == "overfit"}
             recipes[name] = found | {"made": provenance() | {"command": command}} | overfitted
-        elif config.autoencoder.epochs:  # a continuous twin has the same networks, a GAN others
+        elif config.autoencoder.epochs:  # a continuous twin has nearly the same networks, a GAN others
             found = overfit(config, arguments.data_dir, arguments.overfit)
             row["overfit"] = found | {"made": provenance() | {"command": command}}
             console.print(f"{name}, 64 images: {row['overfit']['nats']}")

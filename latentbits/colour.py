@@ -7,7 +7,8 @@ The archive is checked by its published SHA-256 and read as a stream; unpacked x
 In memory the images take 184 MB.
 
 ``imagenet64``: 1,281,167 training images of 64x64 in ten batches, of which the last 10,000 are for validation, and
-the 50,000 published validation images for test (Chrabaszcz et al. 2017). The batches are the published ``.npz`` files,
+the 50,000 published validation images for test (Chrabaszcz et al. 2017; bits/dim are not those of the older ImageNet64
+of van den Oord et al. 2016, which was scaled down otherwise). The batches are the published ``.npz`` files,
 which need an account and are not downloaded; their pickled form is refused, because loading it could run code. Images
 are read by 4 MB into one array; in memory they take 16.4 GB.
 """

@@ -69,7 +69,7 @@ def published(data_dir: Path | None) -> list[DataSet]:
         ),
         DataSet(
             "imagenet64",
-            "ImageNet at 64x64, 1,271,167 / 10,000 / 50,000 colour images, 16 GB in memory",
+            "ImageNet at 64x64 (Chrabaszcz et al. 2017), 1,271,167 / 10,000 / 50,000 colour images, 16 GB in memory",
             present(colour.IMAGENET64_BATCHES, data_dir),
             data_dir,
             f"not downloaded; fetch them from {colour.IMAGENET64_URL}, which asks for an account, and name their "

@@ -245,7 +245,7 @@ def cifar10_resnet() -> Config:
 
 
 def imagenet64_resnet() -> Config:
-    """The paper's residual networks on ImageNet at 64x64 (Figure 3b): 64 to 256 maps, RBM 1024x2048, VIMCO."""
+    """The paper's residual networks on ImageNet at 64x64 (Figure 3b), scaled down otherwise than its; VIMCO at last."""
     return cifar10_resnet().vary(
         "imagenet64-resnet",
         data={"name": "imagenet64"},
@@ -292,7 +292,10 @@ def natural64_small() -> Config:
 
 
 def _iwae_twin(config: Config, epochs: int, **joint: Any) -> Config:
-    """The same networks with continuous latents by IWAE, in one stage of so many epochs, about as many hours."""
+    """The same decoder with continuous latents by IWAE, in one stage of so many epochs, about as many hours.
+
+    The encoder is the same but for what it ends with, twice as wide: a mean and a spread for each latent.
+    """
     return config.vary(
         f"{config.recipe}-iwae",
         **NO_PRETRAINING,

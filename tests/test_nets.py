@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from checks import seeded
 
 from latentbits.config import ModelConfig
+from latentbits.data import form_of
 from latentbits.model import build
 from latentbits.nets import ResidualBlock, ResNetDecoder, ResNetEncoder, halvings, initialize_by_data
+from latentbits.recipes import RECIPES
 from latentbits.splits import Form
 
 MNIST = ((1, 28, 28), (25, 50, 50))
@@ -67,6 +69,50 @@ def test_colour_networks_have_1024_bits_without_a_fully_connected_layer(image, m
     back = list(reversed(maps))
     up = sum(block(a, b, False) + (repeats - 1) * block(b, b, False) for a, b in zip((back[0], *back), back))  # noqa: B905
     assert parameters(decoder) == up + conv(maps[0], 100, 3)
+
+
+APPENDIX_C = {
+    "mnist-resnet": ((25, 50, 50), 2, True, 200, 400),
+    "cifar10-resnet": ((64, 128, 192, 256), 2, False, 1024, 2048),
+    "imagenet64-resnet": ((64, 128, 128, 256, 256), 1, False, 1024, 2048),
+}
+"""Maps of each block, how often it stands there, whether a layer follows, bits and hidden units, as printed."""
+
+BY_HAND = {
+    # encoder + decoder + RBM; the encoder of cifar10-resnet has 113,152 + 525,568 + 1,243,008 + 2,263,552 in its blocks,
+    # the decoder 2,361,344 + 1,488,768 + 689,408 + 193,152, and 57,800 in its last convolution
+    "mnist-resnet": 351_275 + 373_036 + 80_600,
+    "cifar10-resnet": 4_145_280 + 4_790_472 + 2_100_224,
+    "imagenet64-resnet": 2_747_136 + 3_309_640 + 2_100_224,
+    # no RBM; the encoder ends with twice as many maps, or a layer twice as wide
+    "mnist-resnet-iwae": 511_675 + 373_036,
+    "cifar10-resnet-iwae": 9_947_776 + 4_790_472,
+    "imagenet64-resnet-iwae": 5_173_504 + 3_309_640,
+}
+
+SIZES = {
+    "mnist-resnet": ([14, 14, 7, 7, 4, 4], [7, 7, 14, 14, 28, 28]),
+    "cifar10-resnet": ([16, 16, 8, 8, 4, 4, 2, 2], [4, 4, 8, 8, 16, 16, 32, 32]),
+    "imagenet64-resnet": ([32, 16, 8, 4, 2], [4, 8, 16, 32, 64]),
+}
+"""Of the images behind each block of encoder and decoder."""
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_recipes_at_the_papers_size_are_those_of_appendix_c(name):
+    config, paper = RECIPES[name].make(), name.removesuffix("-iwae")
+    model, form = config.model, form_of(config.data)
+    described = model.maps, model.repeats, model.fully_connected, model.latent, model.hidden
+    assert described == APPENDIX_C[paper]
+    assert (model.components, model.encoder_maps) == (10, ())
+    networks, sizes = build(model, form), []
+    assert parameters(networks) == BY_HAND[name]
+    for module in networks.modules():
+        if isinstance(module, ResidualBlock):
+            module.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))
+    with torch.no_grad():
+        networks.likelihood(networks.encode(torch.zeros(1, form.dimensions)))
+    assert (sizes[: len(sizes) // 2], sizes[len(sizes) // 2 :]) == SIZES[paper]
 
 
 @pytest.mark.parametrize("prior", ["rbm", "normal"])
