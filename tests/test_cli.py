@@ -610,6 +610,31 @@ def test_a_stopped_evaluation_outlives_others_until_it_is_done(tmp_path, run, mo
     assert not unfinished.exists()
 
 
+def test_each_count_of_an_evaluation_arrives(run, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    words = (
+        "--samples 21 --chains 22 --temperatures 23 --raise-images 12 --raise-resampled 3 --raise-temperatures 24 "
+        "--schedule linear --refine-steps 2"
+    ).split()
+    assert main(["evaluate", str(other), *words]) == 0
+    found = last_evaluation(Run(other)).evaluation
+    annealed, raised = found.log_partition_ais, found.likelihood_raise
+    assert (found.likelihood.samples, annealed.chains, annealed.temperatures) == (21, 22, 23)
+    assert (raised.images, raised.resampled, raised.temperatures) == (12, 3, 24)
+    assert (annealed.schedule, raised.schedule, found.refine_steps) == ("linear", "linear", 2)
+
+
+def test_seed_and_weights_of_samples_count(run, tmp_path):
+    made = []
+    for number, more in enumerate(([], ["--seed", "0"], ["--seed", "1"], ["--weights", "autoencoder"])):
+        out = tmp_path / f"{number}.png"
+        assert main(["sample", str(run), "--count", "4", "--gibbs-steps", "3", "--out", str(out), *more]) == 0
+        made.append(out.read_bytes())
+    assert made[0] == made[1]
+    assert made[0] not in made[2:]
+
+
 def test_samples_become_a_picture_each(run, tmp_path, capsys):
     path, one = tmp_path / "samples", tmp_path / "one.png"
     assert main(["sample", str(run), "--no-grid", "--count", "12", "--gibbs-steps", "3", "--out", str(path)]) == 0

@@ -151,6 +151,13 @@ def test_scores_are_log_likelihoods_least_first(run, pictures, tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    ("keep", "kept"), [("left", "11001100"), ("right", "00110011"), ("top", "11110000"), ("bottom", "00001111")]
+)
+def test_each_half_is_the_one_that_is_named(keep, kept):
+    assert "".join(str(int(pixel)) for pixel in codes_cli.kept_pixels(Form(1, 2, 4), keep, None)) == kept
+
+
 def test_inpainting_keeps_what_is_known(run, pictures, tmp_path, capsys):
     folder, bits = pictures
     mask = np.zeros((8, 8), np.uint8)

@@ -154,6 +154,17 @@ def test_a_run_of_one_process_goes_on_with_two(trained):
     assert epochs == [("autoencoder", 1), ("rbm", 1), ("rbm", 2), ("joint", 1), ("joint", 2)]
 
 
+def test_a_run_of_two_processes_goes_on_with_one(tmp_path):
+    run = Run(tmp_path / "digits")
+    run_processes(2, SCRIPT, str(run.path), "joint", "2", "start")
+    assert len(load_state(run.checkpoint)["generators"]) == 2
+    assert "1 processes, cpu; before" in run_processes(1, SCRIPT, str(run.path), "none", "0", "resume")
+    saved = load_state(run.checkpoint)
+    assert run.finished
+    assert len(saved["generators"]) == 1
+    assert saved["chains"]["z"].shape == (20, 3, 8)
+
+
 def test_an_evaluation_by_two_processes_is_that_of_one(trained, tmp_path):
     folder = trained[0]
     evaluations = []

@@ -151,6 +151,22 @@ def test_monte_carlo_error_is_not_too_small_where_few_samples_count():
     assert observed < claimed < 1.5 * observed
 
 
+def test_the_error_of_raises_difference_is_its_spread_over_other_images(model, x, monkeypatch):
+    rbm, states = random_rbm(4, 3, 1, scale=2.0), exact.states(4)
+    p = exact.probabilities(machine(rbm))
+    rbm.fit_base(torch.tensor(p @ states), 10**6)  # or the first evaluation would
+    found = []
+    for s in range(300):
+        rows = np.random.default_rng(s).choice(16, 30, p=p)
+        images = torch.tensor(states[rows], dtype=torch.float32)
+        found.append(evaluate(rbm, images, "", Counts(1, 0, 0, 30, 50, 2), "linear", seeded(s)).likelihood_raise)
+    claimed = math.sqrt(np.mean([each.difference_standard_error**2 for each in found]))
+    assert np.std([each.difference for each in found], ddof=1) == pytest.approx(claimed, rel=0.2)
+    monkeypatch.setattr(MODULE, "exact_log_partition", lambda prior: None)
+    few = evaluate(model, x, "valid", COUNTS._replace(chains=3, temperatures=2), generator=seeded(1))
+    assert few.likelihood_raise.difference_standard_error > few.log_partition.standard_error > 0
+
+
 def test_one_sample_has_no_error_bar(model, x):
     assert model.importance_sums(x, 1, generator=seeded(2)).variance.isnan().all()
 

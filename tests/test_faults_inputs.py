@@ -50,9 +50,17 @@ def cases(short, full):
 
 
 def counted(fault):
-    COUNT[fault] = COUNT.get(fault, 0) + 1
+    COUNT[fault] += 1
     if COUNT[fault] % 20 == 0:
         faults.progress(fault, COUNT[fault], "all")
+
+
+def run_all(fault, place, *tests):
+    """Run every case of a fault, and say how many there were."""
+    COUNT[fault] = 0
+    for test in tests:
+        test(place)
+    faults.ran(fault, COUNT[fault])
 
 
 def told(command):
@@ -145,7 +153,7 @@ PARSED = ("x", "", "1.5", "nothing", "1")
 
 @cases(24, 300)
 @given(st.lists(st.sampled_from(TRAIN), min_size=1, max_size=3, unique_by=lambda each: each[0]))
-def test_options_of_train(place, broken):
+def options_of_train(place, broken):
     """One to three wrong options of one command; each of those that validation finds has a line."""
     words = [word.replace("PLACE", str(place)) for pair in broken for word in (f"{pair[0]}={pair[1]}",)]
     run = [] if any(option == "--run" for option, _ in broken) else ["--run", place / "new"]
@@ -208,7 +216,7 @@ RUNS = ["PLACE/nowhere", "PLACE/mine", "PLACE/mine.txt", "PLACE/mine.txt/run", "
 
 @cases(16, 150)
 @given(st.sampled_from(OPTIONS), st.sampled_from([None, None, *RUNS]))
-def test_options_of_other_commands(place, broken, run):
+def options_of_other_commands(place, broken, run):
     """A wrong option, of a run that is there or is not."""
     command, option, word = broken
     where = {"data": [], "recipes": [], "completion": ["bash"]}.get(command, [run or "PLACE/run"])
@@ -223,7 +231,7 @@ def test_options_of_other_commands(place, broken, run):
 
 @cases(4, 50)
 @given(st.text(max_size=12), st.sampled_from(["", "train"]))
-def test_words_that_are_no_command(place, word, before):
+def words_that_are_no_command(place, word, before):
     known = (*COMMANDS, "train", *RECIPES, "-h", "--help", "--version", "")
     word = f"{word}?" if word in known else word
     with contextlib.chdir(place):
@@ -231,8 +239,8 @@ def test_words_that_are_no_command(place, word, before):
     counted("wrong options")
 
 
-def test_wrong_options_are_counted():
-    faults.ran("wrong options", COUNT["wrong options"])
+def test_wrong_options(place):
+    run_all("wrong options", place, options_of_train, options_of_other_commands, words_that_are_no_command)
 
 
 # ----------------------------------------------------------------------------- folders of models
@@ -330,7 +338,7 @@ READ = ["sample", "encode", "decode", "score", "inpaint", "evaluate"]
 
 @cases(12, 150)
 @given(st.sampled_from(BREAK), DAMAGE, st.sampled_from(READ))
-def test_folders_of_models(place, change, damage, command):
+def folders_of_models(place, change, damage, command):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(place / "run", folder / "run")
@@ -345,8 +353,8 @@ def test_folders_of_models(place, change, damage, command):
     counted("wrong folders of models")
 
 
-def test_wrong_folders_are_counted():
-    faults.ran("wrong folders of models", COUNT["wrong folders of models"])
+def test_wrong_folders_of_models(place):
+    run_all("wrong folders of models", place, folders_of_models)
 
 
 # ----------------------------------------------------------------------------- lines of JSON
@@ -354,7 +362,7 @@ def test_wrong_folders_are_counted():
 
 @cases(4, 60)
 @given(st.sampled_from(["metrics.jsonl", "evaluation.json", "curve-valid.jsonl"]), DAMAGE, JUNK, st.booleans())
-def test_records(place, name, damage, junk, whole):
+def records(place, name, damage, junk, whole):
     """Torn, or with other values in the right places: drawn as they stand where they can be, else a line."""
     with tempfile.TemporaryDirectory() as where, pytest.MonkeyPatch.context() as patch:
         folder = Path(where)
@@ -380,8 +388,8 @@ def test_records(place, name, damage, junk, whole):
     counted("wrong records")
 
 
-def test_wrong_records_are_counted():
-    faults.ran("wrong records", COUNT["wrong records"])
+def test_wrong_records(place):
+    run_all("wrong records", place, records)
 
 
 # ----------------------------------------------------------------------------- codes
@@ -395,7 +403,7 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3)
 @given(
     st.dictionaries(st.sampled_from(["names", "bits", "count", "latents", "bit"]), st.tuples(KINDS, SHAPES), max_size=4)
 )
-def test_codes(place, arrays):
+def wrong_codes(place, arrays):
     """Arrays of every kind and shape: refused, since none has a row of 8 bits or numbers for each of some names."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -405,8 +413,8 @@ def test_codes(place, arrays):
     counted("wrong codes")
 
 
-def test_wrong_codes_are_counted():
-    faults.ran("wrong codes", COUNT["wrong codes"])
+def test_wrong_codes(place):
+    run_all("wrong codes", place, wrong_codes)
 
 
 # ----------------------------------------------------------------------------- data
@@ -479,7 +487,7 @@ def loaded(words, place, patch):
 
 @cases(12, 200)
 @given(st.sampled_from(list(SETS)), DAMAGE, st.integers(0, 10**6))
-def test_data(sets, name, damage, which):
+def wrong_data(sets, name, damage, which):
     """A file of a data set is torn, changed, missing or a folder: refused by name, or the images are the right ones."""
     with tempfile.TemporaryDirectory() as where, pytest.MonkeyPatch.context() as patch:
         folder = Path(where)
@@ -507,5 +515,5 @@ def test_data(sets, name, damage, which):
     counted("wrong data files")
 
 
-def test_wrong_data_files_are_counted():
-    faults.ran("wrong data files", COUNT["wrong data files"])
+def test_wrong_data_files(sets):
+    run_all("wrong data files", sets, wrong_data)

@@ -490,8 +490,12 @@ def test_threads_work_in_a_forked_process(with_threads):
     expected = softplus_sum(a)
     child = os.fork()
     if not child:
-        os._exit(0 if torch.equal(softplus_sum(a), expected) else 1)
-    for _ in range(200):
+        status = 1
+        try:
+            status = int(not torch.equal(softplus_sum(a), expected))
+        finally:
+            os._exit(status)
+    for _ in range(1200):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break

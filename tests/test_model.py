@@ -13,7 +13,7 @@ import latentbits.model
 from latentbits import RBM, BernoulliPrior, Config, LatentModel
 from latentbits.config import ModelConfig
 from latentbits.model import GaussianModel, build
-from latentbits.nets import MLP
+from latentbits.nets import MLP, Scaled
 from latentbits.rbm import NormalPrior
 from latentbits.refine import refine
 from latentbits.splits import Form
@@ -80,6 +80,9 @@ def test_many_samples_reach_log_prob(model, x):
     difference = sums.log_mean - model.prior.log_partition() - tables.log_prob().detach()
     assert (difference.abs() < LIMIT * sums.variance.sqrt()).all()
     assert (sums.variance.sqrt() < 0.02).all()
+    second = (tables.q * tables.weights() ** 2).sum(1)
+    share = (tables.log_prob().exp() ** 2 / second).detach()
+    torch.testing.assert_close(sums.effective_sample_size / 100_000, share, rtol=0.05, atol=0)
 
 
 def test_monte_carlo_variance_is_the_spread_of_repeated_estimates(model, x):
@@ -302,6 +305,23 @@ def test_scores_have_the_spread_that_they_state(model, x):
         _, tables = exact_tables(model, x)
         assert ((values.mean(0) - tables.log_prob().detach()).abs() < LIMIT * spread / n**0.5 + spread**2).all()
     torch.testing.assert_close(errors[0] / errors[1], torch.full((2,), 2.0, dtype=torch.float64), rtol=0.15, atol=0)
+
+
+def test_a_scaled_networks_output_is_scaled():
+    net, x = Scaled(torch.nn.Linear(3, 2)), torch.randn(4, 3, generator=seeded(0))
+    y = net(x).detach()
+    net.scale_output(2.5)
+    net.scale_output(2.0)
+    torch.testing.assert_close(net(x).detach(), 5 * y)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("relu", torch.nn.ReLU), ("leaky-relu", torch.nn.LeakyReLU)])
+@pytest.mark.parametrize("shape", [{"layers": (6,)}, {"network": "resnet", "maps": (2,)}])
+def test_the_activation_is_the_one_that_is_asked_for(name, kind, shape):
+    model = build(ModelConfig(latent=5, hidden=4, activation=name, **shape), IMAGE)
+    every = (torch.nn.ELU, torch.nn.ReLU, torch.nn.LeakyReLU)
+    for net in (model.encoder, model.decoder):
+        assert {type(module) for module in net.modules() if isinstance(module, every)} == {kind}
 
 
 IMAGE = Form(1, 8, 8)

@@ -79,8 +79,8 @@ APPENDIX_C = {
 """Maps of each block, how often it stands there, whether a layer follows, bits and hidden units, as printed."""
 
 BY_HAND = {
-    # encoder + decoder + RBM; the encoder of cifar10-resnet has 113,152 + 525,568 + 1,243,008 + 2,263,552 in its blocks,
-    # the decoder 2,361,344 + 1,488,768 + 689,408 + 193,152, and 57,800 in its last convolution
+    # encoder + decoder + RBM; of cifar10-resnet the encoder has 113,152 + 525,568 + 1,243,008 + 2,263,552 in its
+    # blocks, the decoder 2,361,344 + 1,488,768 + 689,408 + 193,152, and 57,800 in its last convolution
     "mnist-resnet": 351_275 + 373_036 + 80_600,
     "cifar10-resnet": 4_145_280 + 4_790_472 + 2_100_224,
     "imagenet64-resnet": 2_747_136 + 3_309_640 + 2_100_224,

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import exact_latent
 import numpy as np
@@ -11,9 +11,19 @@ import torch
 from checks import LIMIT, mean_scores, random_rbm, seeded
 
 from latentbits import LatentModel, resample, vimco, wake
+from latentbits.config import JointConfig
 from latentbits.distributions import Bits
+from latentbits.joint import stage_losses
 from latentbits.nets import MLP
-from latentbits.objectives import drop, effective_sample_size, joint_losses, losses_of_samples, sleep
+from latentbits.objectives import (
+    drop,
+    effective_sample_size,
+    joint_losses,
+    losses_of_samples,
+    relaxed_losses,
+    sleep,
+)
+from latentbits.session import Parts
 
 D, M, H, K = 4, 3, 2, 3
 
@@ -353,6 +363,58 @@ def test_each_option_of_a_step_is_passed_on(model, x):
     z = Bits(a.detach()).sample((K,), seeded(0))
     given = (model, x, a, z, torch.ones(4, M), "vimco")
     assert torch.equal(losses_of_samples(*given).encoder, losses_of_samples(*given, sleep_weight=0.0).encoder)
+
+
+@pytest.mark.parametrize("objective", ["vimco", "crws", "relaxed"])
+def test_a_stages_settings_reach_its_losses(model, x, objective):
+    x, z, soft = x.repeat(20, 1), exact_latent.states(M).float(), objective == "relaxed"
+    config = JointConfig(
+        objective=objective, samples=1 if soft else 6, backward_samples=2, dropout=0.3, sleep=0.0 if soft else 0.7,
+        dreams=5, relaxation=0.9,
+    )  # fmt: skip
+    found = stage_losses(model, x, z, config, config.samples, seeded(1), nullcontext, Parts())
+    if soft:
+        expected = relaxed_losses(model, x, z, 0.9, dropout=0.3, generator=seeded(1))
+    else:
+        expected = joint_losses(
+            model, x, z, objective, samples=6, backward_samples=2, dropout=0.3, generator=seeded(1), sleep_weight=0.7,
+            dreams=5,
+        )  # fmt: skip
+    assert all(torch.equal(one, same) for one, same in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backward_samples", [0, 2, None])
+def test_the_likelihood_has_the_data_undropped(model, x, backward_samples):
+    seen = []
+
+    class Seen(Bits):
+        def log_prob(self, value):
+            seen.append(value)
+            return super().log_prob(value)
+
+    model.family, x = Seen, x.repeat(10, 1)
+    if backward_samples is None:
+        relaxed_losses(model, x, torch.ones(4, M), 0.5, dropout=0.5, generator=seeded(7))
+    else:
+        joint_losses(model, x, torch.ones(4, M), "vimco", 6, backward_samples, 0.5, seeded(7))
+    assert seen
+    assert all(torch.equal(value, x) for value in seen)
+
+
+def test_what_a_step_reports_is_enumerated(model, x):
+    _, tables = exact_tables(model, x)
+    log_z, z_negative = model.prior.log_partition().item(), exact_latent.states(M).float()
+    w, p = tables.weights().detach()[:, tables.tuples(K)], tables.tuple_probabilities(K).detach()
+    share, free_energy = w / w.sum(-1, keepdim=True), -tables.prior.detach().log() - log_z
+    of_data = (p[..., None] * share * free_energy[tables.tuples(K)]).sum((1, 2))
+    expected = {
+        "bound": tables.bound(K).mean().item() + log_z,
+        "effective_sample_size": (p / share.square().sum(-1)).sum(1).mean().item(),
+        "gap": (of_data.mean() - free_energy.mean()).item(),
+    }
+    steps = [joint_losses(model, x.repeat(2500, 1), z_negative, "vimco", K, generator=seeded(s)) for s in range(40)]
+    for name, value in expected.items():
+        assert abs(mean_scores([float(getattr(each, name)) for each in steps], value)) < LIMIT, name
 
 
 def test_as_many_dream_as_are_asked_to(model):

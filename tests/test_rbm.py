@@ -10,6 +10,7 @@ import torch
 from checks import LIMIT, machine, mean_scores, random_rbm, seeded, tensor
 
 from latentbits.gibbs import gibbs, random_bits
+from latentbits.joint import center
 from latentbits.rbm import RBM, BernoulliPrior, all_states
 
 SHAPES = [(1, 1), (4, 3), (3, 5), (4, 4)]
@@ -455,3 +456,16 @@ def test_log_partition_of_spins_is_that_of_bits_and_the_offset():
 def test_what_is_no_machine_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_centering_is_at_the_chains_means():
+    rbm, twin = random_rbm(4, 3), random_rbm(4, 3)
+    z = torch.bernoulli(torch.full((50, 4), 0.3), generator=seeded(1))
+    for each in (rbm, twin):
+        each.free_energy(z).sum().backward()
+    center(rbm, z)
+    of = machine(twin)
+    hidden = 1 / (1 + np.exp(-(z.numpy() @ of.W + of.c)))
+    twin.center_gradient(z.mean(0), tensor(hidden.mean(0)))
+    for p, q in zip(rbm.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)

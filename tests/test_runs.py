@@ -8,7 +8,7 @@ from pathlib import Path
 import children
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -34,6 +34,7 @@ nested = st.recursive(
 )
 
 
+@settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 @given(nested)
 def test_nested_state_comes_back(value):
     tensors = {}
@@ -209,10 +210,13 @@ def test_reading_beside_one_who_writes_gets_one_state_or_the_other(tmp_path, pro
     writer = processes.Process(target=children.write_in_turn, args=(path, (3, 300)))
     writer.start()
     sizes = set()
-    while len(sizes) < 2:  # until it has begun
-        sizes.add(len(load_state(path)["x"]))
-    sizes |= {len(load_state(path)["x"]) for _ in range(3000)}
-    assert writer.is_alive()
-    writer.kill()
-    writer.join()
+    try:
+        while len(sizes) < 2:  # until it has begun
+            assert writer.is_alive()
+            sizes.add(len(load_state(path)["x"]))
+        sizes |= {len(load_state(path)["x"]) for _ in range(3000)}
+        assert writer.is_alive()
+    finally:
+        writer.kill()
+        writer.join()
     assert sizes == {3, 300}

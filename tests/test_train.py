@@ -5,6 +5,8 @@ import hashlib
 import json
 import math
 import signal
+import time
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from checks import LIMIT, seeded
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import latentbits as lb
 from latentbits import chains, data, pretrain, stages
@@ -402,11 +405,82 @@ def test_each_learning_rate_moves_its_own_part(tmp_path, part):
     assert moved == {"encoder", "decoder", "prior"} - {part}
 
 
-def test_bfloat16_products_are_for_the_networks_and_put_back(tmp_path):
-    setting = torch.backends.mkldnn.matmul.fp32_precision
-    run = lb.train(tiny(joint={"products": "bfloat16"}), tmp_path / "run", quiet=True)
+@pytest.mark.parametrize(("products", "times"), [("bfloat16", 4), ("float32", 0)])
+def test_bfloat16_products_are_for_the_networks_and_put_back(tmp_path, monkeypatch, products, times):
+    """In each of three steps for the encoder, for scoring, for the samples that go backward, and for the way back."""
+    module = import_module("latentbits.joint")
+    setting, usual, gibbs = torch.backends.mkldnn.matmul.fp32_precision, module.bfloat16_products, chains.gibbs
+    entered, inside, of_chains = [], [], []
+
+    @contextmanager
+    def spy():
+        entered.append(1)
+        inside.append(1)
+        with usual():
+            yield
+        inside.pop()
+
+    monkeypatch.setattr(module, "bfloat16_products", spy)
+    monkeypatch.setattr(chains, "gibbs", lambda *arguments: of_chains.append(bool(inside)) or gibbs(*arguments))
+    run = lb.train(tiny(joint={"products": products}), tmp_path / "run", quiet=True)
+    assert len(entered) == 3 * times
+    assert of_chains
+    assert not any(of_chains)
     assert torch.backends.mkldnn.matmul.fp32_precision == setting
     assert all(math.isfinite(row["valid_nll"]) for row in run.metrics() if row["stage"] == "joint")
+
+
+def test_metrics_are_means_over_an_epochs_steps(tmp_path, monkeypatch):
+    seen, record = [], Session.record
+
+    def spy(self, **values):
+        seen.append((self.state.stage, {name: float(value) for name, value in values.items()}))
+        record(self, **values)
+
+    monkeypatch.setattr(Session, "record", spy)
+    run = lb.train(tiny(joint={"epochs": 2}), tmp_path / "run", quiet=True)
+    rows = [row for row in run.metrics() if row["stage"] == "joint"]
+    steps = [values for stage, values in seen if stage == "joint"]
+    assert list(steps[0]) == ["bound", "decoder_loss", "free_energy_gap", "effective_sample_size"]
+    for row, part in zip(rows, (steps[:3], steps[3:]), strict=True):
+        for name in part[0]:
+            assert row[name] == pytest.approx(np.mean([each[name] for each in part]), rel=1e-6)
+
+
+def test_every_stages_rates_rise_and_fall_as_they_are_set(tmp_path):
+    seen, rates = [], {"epochs": 2, "decay": 0.5, "warmup": 2}
+
+    def note(optimizer, *_):
+        seen.append([(each["lr"], each.get("momentum"), each["weight_decay"]) for each in optimizer.param_groups])
+
+    hook = register_optimizer_step_pre_hook(note)
+    config = tiny(autoencoder=rates, rbm={"momentum": 0.3, "weight_decay": 0.01}, joint=rates)
+    try:
+        lb.train(config, tmp_path / "run", quiet=True)
+    finally:
+        hook.remove()
+    of_six, of_four = np.array([0.5, 1, 1, 1, 2 / 3, 1 / 3]), np.array([1, 1, 1, 0.5])
+    first, second, nets, prior = seen[:6], seen[6:10], seen[10::2], seen[11::2]
+    assert [groups[0][0] for groups in first] == pytest.approx(config.autoencoder.learning_rate * of_six)
+    assert [groups[0][0] for groups in second] == pytest.approx(config.rbm.learning_rate * of_four)
+    assert all([each[1:] for each in groups] == [(0.3, 0), (0.3, 0.01)] for groups in second)  # biases, weights
+    assert [groups[0][0] for groups in nets] == pytest.approx(config.joint.encoder_learning_rate * of_six)
+    assert [groups[1][0] for groups in nets] == pytest.approx(config.joint.decoder_learning_rate * of_six)
+    assert [groups[0][0] for groups in prior] == pytest.approx(config.joint.prior_learning_rate * of_six)
+
+
+def test_minutes_have_sixty_seconds(tmp_path, monkeypatch):
+    """Steps of half a minute: the fifth is the first that ends after two and a quarter."""
+    now, record = [0.0], Session.record
+
+    def slowly(self, **values):
+        now[0] += 30
+        record(self, **values)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Session, "record", slowly)
+    run = lb.train(tiny(autoencoder={"epochs": 3}), tmp_path / "run", max_minutes=2.25, quiet=True)
+    assert load_state(run.checkpoint)["step"] == 5
 
 
 def test_a_changed_configuration_or_other_data_are_refused(tmp_path, monkeypatch):
@@ -544,12 +618,14 @@ def test_checkpoint_holds_no_pickle(tmp_path):
 
 
 def test_continuous_latents_train_and_resume(tmp_path):
+    short = continuous(epochs=2, batch_size=399)
+    one = lb.train(short, tmp_path / "one", quiet=True)
+    parts = lb.train(short, tmp_path / "parts", max_minutes=1e-9, quiet=True)
+    while not parts.finished:
+        lb.train(short, tmp_path / "parts", resume=True, max_minutes=1e-9, quiet=True)
+    assert_same_run(one, parts)
     config = continuous(epochs=30, batch_size=50, encoder_learning_rate=3e-3, decoder_learning_rate=3e-3)
     whole = lb.train(config, tmp_path / "whole", quiet=True)
-    parts = lb.train(config, tmp_path / "parts", max_minutes=0.01, quiet=True)
-    while not parts.finished:
-        lb.train(config, tmp_path / "parts", resume=True, max_minutes=0.01, quiet=True)
-    assert_same_run(whole, parts)
     nll = [row["valid_nll"] for row in whole.metrics()]
     assert nll[-1] < nll[0] - 1
     assert lb.load(whole.path).encode(torch.zeros(2, 64)).shape == (2, 8)
