@@ -42,7 +42,7 @@ def train_wgan(session: Session, model: WGAN, config: AdversarialConfig) -> None
     state.begin("adversarial", {"critic": critic, "generator": generator})
     half = (splits.form.levels - 1) / 2
 
-    for batch in session.batches("adversarial", splits.train, config.epochs, config.batch_size, lambda epoch: {}):
+    for batch in session.batches(config.epochs, config.batch_size, lambda epoch: {}):
         real = batch.float() / half - 1
         z = model.prior.sample(len(batch), state.generator)
         with torch.no_grad():

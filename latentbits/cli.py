@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import tyro
@@ -315,7 +315,8 @@ def sample_run(
     check_output(path, overwrite, ".gif" if gif else ".png") if grid else check_new_folder(path)
     counted = {"count": (count, 1), "gibbs-steps": (gibbs_steps, 0), "temperatures": (temperatures, 1)}
     check_numbers({**counted, "frames": (frames, 2)}, seed)
-    model, form, generator = load(folder.path, weights), data.form_of(folder.config.data), seeded(seed)
+    model, form = load(folder.path, weights), data.form_of(folder.config.data)
+    generator = torch.Generator().manual_seed(seed)
     warn_if_unfinished(folder)
     prior = model if isinstance(model, RBM) else model.prior
     if gif and (isinstance(model, WGAN) or not isinstance(prior, RBM)):
@@ -327,17 +328,15 @@ def sample_run(
     if not gif and frames != FRAMES:
         warn("--frames: has no effect without --gif")
     check_memory(count, form.dimensions * (frames if gif else 1), max(prior.visible, prior.hidden) * temperatures)
-    content = io.BytesIO()
     if gif:
         assert not isinstance(model, WGAN)
-        report.animation(list(report.walk(model, count, gibbs_steps, frames, generator)), form, content)
+        report.save_gif(list(report.walk(model, count, gibbs_steps, frames, generator)), form, path)
     else:
         images = report.draw(model, count, gibbs_steps, generator, temperatures)
         if not grid:
             write_pictures(path, ((f"{i:06}", image) for i, image in enumerate(images)), form)
             return
-        report.grid(images, form, zoom=report.zoom_for(form)).save(content, "PNG")
-    write_atomically(path, content.getvalue())
+        report.save_png(report.grid(images, form), path)
     say(f"written: {path}")
 
 
@@ -346,11 +345,6 @@ def check_memory(count: int, pixels: int, units: int) -> None:
     most = MOST_ELEMENTS // max(pixels, units)
     if count > most:
         raise UsageError(f"--count: expected up to {most:,} of this model at once, got {count:,}")
-
-
-def seeded(seed: int) -> torch.Generator:
-    """A generator on the CPU."""
-    return torch.Generator().manual_seed(seed)
 
 
 def report_run(
@@ -462,19 +456,14 @@ def print_completion(shell: tyro.conf.Positional[Literal["bash", "zsh"]]) -> Non
     Args:
         shell: Your shell.
     """
-    commands = {"train": options_of_section(Config, NOT_OPTIONS) | options_of(TrainOptions, is_positional)}
+    commands = {"train": options_of_section(Config, NOT_OPTIONS) | options_of(TrainOptions)}
     for name, command in COMMANDS.items():
         if command.function is not None:
-            commands[name] = options_of(command.function, is_positional)
+            commands[name] = options_of(command.function)
     commands["sample"]["--pretrained"] = pretrained_names()
     models = dict.fromkeys(("encode", "decode", "score", "inpaint"), pretrained_names())
     first_words = {"train": list(RECIPES), "completion": ["bash", "zsh"], **models}
     print(script(commands, first_words, {"train my-images": ["--data", "--size"]}, shell), end="")
-
-
-def is_positional(hint: Any) -> bool:
-    """Whether a parameter's type says that it is no option."""
-    return tyro.conf.Positional[int].__metadata__[0] in getattr(hint, "__metadata__", ())  # type: ignore[attr-defined]
 
 
 class Command(NamedTuple):
@@ -593,7 +582,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(f"memory does not suffice ({reason}); ask for fewer or smaller things at once")
     except KeyboardInterrupt:
         return STOPPED
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -40,7 +40,7 @@ from .refine import refine
 from .runs import FINISHED, Run, data_of, load, pretrained_names, pretrained_path
 from .splits import Form
 
-IMAGES_AT_ONCE, IMAGES_SCORED_AT_ONCE = 500, 20
+IMAGES_CODED_AT_ONCE, IMAGES_SCORED_AT_ONCE = 500, 20
 
 FEWEST_EFFECTIVE = 2.0
 """Effective sample size below which a score rests on a sample or two, and its error cannot be trusted."""
@@ -114,7 +114,7 @@ def encode_run(
     folder = find_run(run)
     model = latent_model(folder, weights)
     found, _ = chosen_images(folder, images, split, data_dir, invert)
-    z = torch.cat([model.encode(part.float()) for part in found.z.split(IMAGES_AT_ONCE)])
+    z = torch.cat([model.encode(part.float()) for part in found.z.split(IMAGES_CODED_AT_ONCE)])
     binary = not isinstance(model, GaussianModel)
     save_codes(out, Codes(z, found.names, fingerprint(*model.state_dict().values())), binary)
     say(f"written: {out}, {len(z):,} codes of {z.shape[1]} {'bits' if binary else 'numbers'}")
@@ -144,7 +144,7 @@ def decode_run(
         raise UsageError(f"codes: expected bits for this model, got the continuous latents of another in {codes}")
     if found.made_by not in ("", fingerprint(*model.state_dict().values())):
         warn(f"{codes}: was made by other weights than these of {folder.path}; what it decodes to may mean nothing")
-    images = (image for part in found.z.split(IMAGES_AT_ONCE) for image in model.decode(part))
+    images = (image for part in found.z.split(IMAGES_CODED_AT_ONCE) for image in model.decode(part))
     names = (f"{i:06}-" + re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem)[:100] for i, name in enumerate(found.names))
     write_pictures(out, zip(names, images, strict=True), form)
 
@@ -306,7 +306,7 @@ def inpaint_run(
         data_dir: Folder with the data set's published files, or folder or archive of your own images.
         overwrite: Replace the picture if it exists.
     """
-    from .report import grid, zoom_for
+    from .report import grid, save_png
 
     check_numbers({"count": (count, 1), "draws": (draws, 1), "steps": (steps, 1), "samples": (samples, 2)}, seed)
     check_output(out, overwrite, ".png")
@@ -323,9 +323,7 @@ def inpaint_run(
         display.phase("inpainting", steps, 0)
         begin = x.repeat(draws, 1)
         drawn = model.inpaint(begin, known, steps, samples, generator, smooth, display.advance).view(draws, *x.shape)
-    content = io.BytesIO()
-    grid(torch.cat([x, hidden, *drawn]), form, columns=len(x), zoom=zoom_for(form)).save(content, "PNG")
-    write_atomically(out, content.getvalue())
+    save_png(grid(torch.cat([x, hidden, *drawn]), form, columns=len(x)), out)
     say(f"written: {out}; rows: images, what was kept, {draws} draws")
 
 

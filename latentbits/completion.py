@@ -6,7 +6,9 @@ The script names commands, recipes, options and their choices; it starts no Pyth
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from typing import cast
 
+import tyro
 from pydantic import BaseModel
 
 BASH = """_latentbits() {{
@@ -53,11 +55,11 @@ def choices_of(annotation: object) -> list[str] | None:
     return [str(word) for word in typing.get_args(annotation) if word != "given"]  # which is for Python
 
 
-def options_of(function: Callable[..., object], positional: Callable[[object], bool]) -> Options:
-    """A command's options and their choices, by its signature."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    names = [name for name in inspect.signature(function).parameters if not positional(hints[name])]
-    return {dashed(name): choices_of(hints[name]) for name in names}
+def options_of(function: Callable[..., object]) -> Options:
+    """A command's options and their choices, by its signature; words without dashes are left out."""
+    hints, marker = typing.get_type_hints(function, include_extras=True), cast(object, tyro.conf.Positional)
+    named = {name: hints[name] for name in inspect.signature(function).parameters}
+    return {dashed(n): choices_of(hint) for n, hint in named.items() if marker not in getattr(hint, "__metadata__", ())}
 
 
 def options_of_section(section: type[BaseModel], leave_out: tuple[str, ...], prefix: str = "") -> Options:

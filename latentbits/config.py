@@ -396,60 +396,65 @@ def different(config: Config, other: Config) -> dict[str, Any]:
 
 def without_effect(config: Config) -> dict[str, str]:
     """The settings, by dotted name, that change nothing in a configuration, each with the setting that is why."""
-    found: dict[str, str] = {}
+    idle = [*_idle_by_model_and_data(config), *_idle_by_stages(config)]
+    return {f"{section}.{name}": why for why, section, *names in idle for name in names}
 
-    def idle(why: str, section: str, *names: str) -> None:
-        found.update({f"{section}.{name}": why for name in names})
 
-    model, network = config.model, f"model.network={config.model.network}"
+def _idle_by_model_and_data(config: Config) -> Iterator[tuple[str, ...]]:
+    """Why, a section, and settings of it for which networks and data have no use."""
+    model, network, name = config.model, f"model.network={config.model.network}", config.data.name
     if model.network != "mlp":
-        idle(network, "model", "layers")
+        yield network, "model", "layers"
     if model.network not in ("resnet", "dcgan"):
-        idle(network, "model", "maps", "precision")
+        yield network, "model", "maps", "precision"
     if model.network == "none":
-        idle(network, "model", "activation", "latent")
-        idle(network, "validation", "samples")
+        yield network, "model", "activation", "latent"
+        yield network, "validation", "samples"
     if model.network == "dcgan":
-        idle(network, "model", "activation")
-        idle(network, "validation", *type(config.validation).model_fields)
+        yield network, "model", "activation"
+        yield network, "validation", *type(config.validation).model_fields
     if not config.joint.epochs:
-        idle("joint.epochs=0", "validation", "keep")
+        yield "joint.epochs=0", "validation", "keep"
     if model.network != "resnet":
-        idle(network, "model", "repeats", "encoder_maps", "encoder_repeats", "fully_connected", "norm", "components")
-    name = config.data.name
+        yield network, "model", "repeats", "encoder_maps", "encoder_repeats", "fully_connected", "norm", "components"
     if name != "images":
-        idle(f"data.name={name}", "data", "size", "kind", *(["damaged"] if name != "natural64" else []))
+        yield f"data.name={name}", "data", "size", "kind", *(["damaged"] if name != "natural64" else [])
     if name != "given":
-        idle(f"data.name={name}", "data", "image", "levels")
+        yield f"data.name={name}", "data", "image", "levels"
     if model.network == "resnet" and not is_colour(config.data):
-        idle("pixels of 2 levels", "model", "components")
+        yield "pixels of 2 levels", "model", "components"
+
+
+def _idle_by_stages(config: Config) -> Iterator[tuple[str, ...]]:
+    """Why, a section, and settings of it for which stages, objectives and the prior have no use."""
+    prior, is_exact = f"model.prior={config.model.prior}", config.model.prior in ("bernoulli", "normal")
     if config.autoencoder.conversion == "literal":
-        idle("autoencoder.conversion=literal", "autoencoder", "scales")
+        yield "autoencoder.conversion=literal", "autoencoder", "scales"
     for section, stage in (("warm_start", config.warm_start), ("joint", config.joint)):
+        objective = f"{section}.objective={stage.objective}"
         if stage.objective != "relaxed":
-            idle(f"{section}.objective={stage.objective}", section, "relaxation")
+            yield objective, section, "relaxation"
         if stage.objective == "crws":
-            idle(f"{section}.objective=crws", section, "sleep")
+            yield objective, section, "sleep"
         if stage.objective == "relaxed":
-            idle(f"{section}.objective=relaxed", section, "backward_samples")
+            yield objective, section, "backward_samples"
         if stage.objective in ("relaxed", "iwae"):
-            idle(f"{section}.objective={stage.objective}", section, "sleep", "dreams")
+            yield objective, section, "sleep", "dreams"
         elif stage.objective == "vimco" and not stage.sleep:
-            idle(f"{section}.sleep=0", section, "dreams")
-        if model.prior in ("bernoulli", "normal"):
-            idle(f"model.prior={model.prior}", section, "gibbs_steps", "temperatures")
-        if model.prior == "normal":
-            idle("model.prior=normal", section, "chains")
-    if model.prior in ("bernoulli", "normal"):
-        idle(f"model.prior={model.prior}", "model", "hidden")
-        idle(f"model.prior={model.prior}", "rbm", "cd_steps", "pcd_steps", "temperatures")
+            yield f"{section}.sleep=0", section, "dreams"
+        if is_exact:
+            yield prior, section, "gibbs_steps", "temperatures"
+        if config.model.prior == "normal":
+            yield prior, section, "chains"
+    if is_exact:
+        yield prior, "model", "hidden"
+        yield prior, "rbm", "cd_steps", "pcd_steps", "temperatures"
     if not config.rbm.cd_epochs:
-        idle("rbm.cd_epochs=0", "rbm", "cd_steps")
+        yield "rbm.cd_epochs=0", "rbm", "cd_steps"
     if not config.rbm.pcd_epochs:
-        idle("rbm.pcd_epochs=0", "rbm", "pcd_steps", "chains", "temperatures")
+        yield "rbm.pcd_epochs=0", "rbm", "pcd_steps", "chains", "temperatures"
     for section in ("autoencoder", "rbm", "warm_start", "joint", "adversarial"):
-        stage = getattr(config, section)
-        if not stage.epochs:
+        values = getattr(config, section)
+        if not values.epochs:
             zero = "rbm.cd_epochs=rbm.pcd_epochs" if section == "rbm" else f"{section}.epochs"
-            idle(f"{zero}=0", section, *(name for name in type(stage).model_fields if not name.endswith("epochs")))
-    return found
+            yield f"{zero}=0", section, *(name for name in type(values).model_fields if not name.endswith("epochs"))

@@ -1,4 +1,4 @@
-r"""Log-likelihoods with error bars: the bound :math:`L_K` with log Z by AIS, and RAISE from the other side.
+r"""Log-likelihoods with error bars: the bound :math:`L_K` (Eq. 6) with log Z by AIS, and RAISE from the other side.
 
 .. math:: \log p(x) \ge L_K = \log \frac{1}{K} \sum_i \frac{p^*(x, z_i)}{q(z_i | x)} - \log Z
 
@@ -25,6 +25,7 @@ from .fused import draw_key, fork
 from .importance import ImportanceSums, LargestWeights
 from .model import LatentModel
 from .nets import evaluating, full_float32
+from .progress import of_whole
 from .rbm import RBM, Prior, check_bits, check_count, check_finite, not_finite
 from .refine import refine
 from .splits import evenly_spaced, some_of
@@ -111,9 +112,9 @@ def mean_latents(model: LatentModel, x: Tensor) -> Tensor:
     return torch.as_tensor(total) / len(x)
 
 
-def exact_log_partition(prior: Prior, largest: int = LARGEST_EXACT_LAYER) -> LogPartition | None:
-    """log Z by enumeration, or None if the prior's smaller layer has more units than ``largest``."""
-    if isinstance(prior, RBM) and min(prior.visible, prior.hidden) > largest:
+def exact_log_partition(prior: Prior) -> LogPartition | None:
+    """log Z by enumeration, or None if the prior's smaller layer has more than ``LARGEST_EXACT_LAYER`` units."""
+    if isinstance(prior, RBM) and min(prior.visible, prior.hidden) > LARGEST_EXACT_LAYER:
         return None
     with torch.no_grad():
         return LogPartition(value=float(prior.log_partition()), standard_error=0.0, method="exact")
@@ -342,11 +343,7 @@ def _bound(
     path = _unfinished("sums", checkpoints, key, samples, keep, x, *given, *model.state_dict().values())
     parts = _Parts(len(x), keep, model.prior, path)
     for number, rows in _parts_to_do(x, samples, parts.done):
-
-        def tell(share: float, rows: slice = rows) -> None:
-            done = rows.start + share * (rows.stop - rows.start)
-            report(f"bound with K = {samples:,}", done / len(x), "")
-
+        tell = of_whole(lambda share: report(f"bound with K = {samples:,}", share, ""), rows, len(x))
         tell(0.0)
         own = None if parameters is None else parameters[rows]
         parts.put(rows, model.importance_sums(x[rows], samples, keep, fork(key, number, x.device), tell, own))
@@ -394,10 +391,7 @@ def _refined(
     if saved := unfinished.read():
         done, parameters = saved["done"], saved["parameters"].to(x.device)
     for number, rows in _parts_to_do(x, steps, done):
-
-        def tell(share: float, rows: slice = rows) -> None:
-            report("refining posteriors", (rows.start + share * (rows.stop - rows.start)) / len(x), "")
-
+        tell = of_whole(lambda share: report("refining posteriors", share, ""), rows, len(x))
         parameters[rows] = refine(model, x[rows], steps, fork(key, number, x.device), tell)
         done[rows] = True
         unfinished.write(lambda: {"done": done, "parameters": parameters})

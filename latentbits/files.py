@@ -293,10 +293,8 @@ class Unfinished:
 
     def read(self) -> Any:
         """What was written down, or None; what is damaged is computed again."""
-        if self.path is None or not self.path.is_file():
-            return None
         with contextlib.suppress(FileError):
-            return load_state(self.path)
+            return None if self.path is None else load_state(self.path)
         return None
 
     def write(self, state: Callable[[], Mapping[str, Any]], finished: bool = False) -> None:

@@ -108,10 +108,8 @@ def map_blocks(
         return [function(block) for block in blocks]
     futures = [_pool(threads).submit(function, block) for block in blocks]
     try:
-        done, _ = wait(
-            futures, return_when=FIRST_EXCEPTION
-        )  # in order, one that fails would be noticed when those before it end
-        for future in done:
+        # waited for in order, one that fails would be noticed only when those before it end
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
             future.result()
         return [future.result() for future in futures]
     except BaseException:
@@ -122,13 +120,14 @@ def map_blocks(
         raise
 
 
-def for_spans(loop: Callable[[int], None], count: int) -> None:
-    """Run a compiled loop over each of ``count`` spans of rows, on all threads if there are several."""
-    if count <= 1:  # no tensor operation inside, so nothing is gained elsewhere
-        for span in range(count):
-            loop(span)
-    else:
-        map_blocks(loop, range(count))
+def _over_rows(loop: Callable[[slice], None], count: int, width: int = 1) -> None:
+    """Run a compiled loop over ``count`` rows of so many elements, in spans that stay in cache, on all threads."""
+    size = max(1, _ELEMENTS_PER_BLOCK // max(1, width))
+    spans = [slice(i, min(count, i + size)) for i in range(0, count, size)]
+    if len(spans) > 1:
+        map_blocks(lambda i: loop(spans[i]), range(len(spans)))
+    elif spans:  # no tensor operation inside, so nothing is gained elsewhere
+        loop(spans[0])
 
 
 def bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -151,44 +150,19 @@ def bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Tenso
         return (u.to(p.device) < p).to(logits.dtype)
 
     a = logits.detach().contiguous().view(-1)
-    out = torch.empty_like(a)
-    key = draw_key(generator)
-    rows, tail = divmod(a.numel(), _ROW)
-    bias = np.zeros(_ROW, np.float32)
-    spans = [(i, min(rows, i + _ELEMENTS_PER_BLOCK // _ROW)) for i in range(0, rows, _ELEMENTS_PER_BLOCK // _ROW)]
-    a_rows, out_rows = a[: rows * _ROW].view(rows, _ROW).numpy(), out[: rows * _ROW].view(rows, _ROW).numpy()
+    out, key, bias = torch.empty_like(a), draw_key(generator), np.zeros(_ROW, np.float32)
+    count, at_once = a.numel() // _ROW, _ELEMENTS_PER_BLOCK // _ROW
+    rows, out_rows = (each[: count * _ROW].view(count, _ROW).numpy() for each in (a, out))
+    rest, out_rest = (each[None, count * _ROW :].numpy() for each in (a, out))
 
-    def draw(block: int) -> None:
-        i, j = spans[block]
-        kernels.draw_rows(
-            a_rows[i:j], bias, np.float32(1), key, np.uint32(0), np.uint32(block), out_rows[i:j], _EMPTY, _EMPTY
-        )
+    def draw(a: np.ndarray, out: np.ndarray, step: int, block: int) -> None:
+        place = key, np.uint32(step), np.uint32(block)
+        kernels.draw_rows(a, bias[: a.shape[1]], np.float32(1), *place, out, _EMPTY, _EMPTY)
 
-    for_spans(draw, len(spans))
-    if tail:
-        kernels.draw_rows(
-            a[None, rows * _ROW :].numpy(),
-            bias[:tail],
-            np.float32(1),
-            key,
-            np.uint32(1),
-            np.uint32(0),
-            out[None, rows * _ROW :].numpy(),
-            _EMPTY,
-            _EMPTY,
-        )
+    _over_rows(lambda span: draw(rows[span], out_rows[span], 0, span.start // at_once), count, _ROW)
+    if rest.size:
+        draw(rest, out_rest, 1, 0)
     return out.view(logits.shape)
-
-
-def _blocks_of_rows(n: int, width: int) -> list[slice]:
-    size = max(1, _ELEMENTS_PER_BLOCK // max(1, width))
-    return [slice(i, min(n, i + size)) for i in range(0, n, size)]
-
-
-def _over_rows(loop: Callable[[slice], None], rows: np.ndarray) -> None:
-    """Run a compiled loop over spans of the rows (N, D)."""
-    spans = _blocks_of_rows(*rows.shape)
-    for_spans(lambda span: loop(spans[span]), len(spans))
 
 
 def _rows(a: Tensor) -> np.ndarray:
@@ -204,7 +178,7 @@ class _SoftplusSum(torch.autograd.Function):
         ctx.save_for_backward(a)
         rows = _rows(a)
         out = np.empty(len(rows))
-        _over_rows(lambda span: kernels.softplus_sum(rows[span], out[span]), rows)
+        _over_rows(lambda span: kernels.softplus_sum(rows[span], out[span]), *rows.shape)
         return torch.from_numpy(out).to(a.dtype).view(a.shape[:-1])
 
     @staticmethod
@@ -218,7 +192,7 @@ class _SoftplusSum(torch.autograd.Function):
             gradient.contiguous().view(-1).numpy(),
         )
         to = _rows(out)
-        _over_rows(lambda span: kernels.softplus_sum_gradient(rows[span], g[span], to[span]), rows)
+        _over_rows(lambda span: kernels.softplus_sum_gradient(rows[span], g[span], to[span]), *rows.shape)
         return out
 
 
@@ -237,7 +211,7 @@ class _BernoulliLogProb(torch.autograd.Function):
         ctx.save_for_backward(x, logits)
         data, rows = _rows(x), _rows(logits)
         out = np.empty(len(rows))
-        _over_rows(lambda span: kernels.bernoulli_log_prob(data, rows[span], span.start, out[span]), rows)
+        _over_rows(lambda span: kernels.bernoulli_log_prob(data, rows[span], span.start, out[span]), *rows.shape)
         return torch.from_numpy(out).to(logits.dtype).view(logits.shape[:-1])
 
     @staticmethod
@@ -248,9 +222,7 @@ class _BernoulliLogProb(torch.autograd.Function):
         data, rows, g = _rows(x), _rows(logits), gradient.contiguous().view(-1).numpy()
         out = torch.empty_like(logits, memory_format=torch.contiguous_format)
         to = _rows(out)
-        _over_rows(
-            lambda span: kernels.bernoulli_log_prob_gradient(data, rows[span], span.start, g[span], to[span]), rows
-        )
+        _over_rows(lambda s: kernels.bernoulli_log_prob_gradient(data, rows[s], s.start, g[s], to[s]), *rows.shape)
         return None, out
 
 
@@ -286,7 +258,7 @@ class _ELU(torch.autograd.Function):
         y = torch.empty_like(x)
         ctx.save_for_backward(y)
         values, out = _halves(x), _halves(y)
-        _over_spans(lambda span: kernels.elu(values[span], out[span]), len(out))
+        _over_rows(lambda span: kernels.elu(values[span], out[span]), len(out))
         return y
 
     @staticmethod
@@ -297,7 +269,7 @@ class _ELU(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=_layout(y))
         out = torch.empty_like(y)
         values, g, to = _halves(y), _halves(gradient), _halves(out)
-        _over_spans(lambda span: kernels.elu_gradient(values[span], g[span], to[span]), len(to))
+        _over_rows(lambda span: kernels.elu_gradient(values[span], g[span], to[span]), len(to))
         return out
 
 
@@ -309,12 +281,6 @@ def _layout(x: Tensor) -> torch.memory_format:
 def _halves(x: Tensor) -> np.ndarray:
     """The elements of a bfloat16 tensor (*), in the order in which they lie, as int16 with shape (N,)."""
     return x.detach().as_strided((x.numel(),), (1,), x.storage_offset()).view(torch.int16).numpy()
-
-
-def _over_spans(loop: Callable[[slice], None], n: int) -> None:
-    """Run a compiled loop over spans of n elements."""
-    spans = _blocks_of_rows(n, 1)
-    for_spans(lambda span: loop(spans[span]), len(spans))
 
 
 def elu(x: Tensor) -> Tensor:
@@ -332,8 +298,7 @@ class _MixtureLogProb(torch.autograd.Function):
         ctx.save_for_backward(x, parameters)
         data, rows = _planes(x), parameters.detach().flatten(-2).flatten(0, -3).contiguous().numpy()
         out = np.empty(len(rows))
-        spans = _blocks_of_rows(len(rows), rows[:1].size)
-        for_spans(lambda i: kernels.mixture_log_prob(data, rows[spans[i]], spans[i].start, out[spans[i]]), len(spans))
+        _over_rows(lambda s: kernels.mixture_log_prob(data, rows[s], s.start, out[s]), len(rows), rows[:1].size)
         return torch.from_numpy(out).to(parameters.dtype).view(parameters.shape[:-3])
 
     @staticmethod
@@ -346,12 +311,9 @@ class _MixtureLogProb(torch.autograd.Function):
             )
         data, rows = _planes(x), parameters.detach().flatten(-2).flatten(0, -3).contiguous().numpy()
         g, out = gradient.contiguous().view(-1).numpy(), torch.empty(rows.shape, dtype=torch.float32)
-        to, spans = out.numpy(), _blocks_of_rows(len(rows), rows[:1].size)
-        for_spans(
-            lambda i: kernels.mixture_log_prob_gradient(
-                data, rows[spans[i]], spans[i].start, g[spans[i]], to[spans[i]]
-            ),
-            len(spans),
+        to = out.numpy()
+        _over_rows(
+            lambda s: kernels.mixture_log_prob_gradient(data, rows[s], s.start, g[s], to[s]), len(rows), rows[:1].size
         )
         return None, out.view(parameters.shape)
 

@@ -15,7 +15,7 @@ processor has bfloat16 matrix units, a product with binary operand runs there in
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -129,14 +129,9 @@ class Weights:
         """Columns of the matrices for the hidden layer: H, or 2 H if it is doubled."""
         return len(self.WT)
 
-    @contextmanager
-    def products(self) -> Iterator[None]:
+    def products(self) -> AbstractContextManager[None]:
         """The matrix-product precision that these weights are laid out for."""
-        if self.two_terms:
-            with bfloat16_products():
-                yield
-        else:
-            yield
+        return bfloat16_products() if self.two_terms else nullcontext()
 
 
 def refuse_to_go_on(stop: threading.Event) -> None:

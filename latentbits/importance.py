@@ -49,7 +49,7 @@ class ImportanceSums(NamedTuple):
 
     @property
     def log_mean(self) -> Tensor:
-        """L_K + log Z, in nats, with shape (B,)."""
+        """L_K + log Z, the first term of Eq. 6, in nats, with shape (B,)."""
         return self.log_sum - math.log(self.samples)
 
     @property

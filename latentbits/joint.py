@@ -92,11 +92,7 @@ def train_joint(session: Session, model: LatentModel, config: JointConfig, stage
     products = bfloat16_products if config.products == "bfloat16" else contextlib.nullcontext
 
     for batch in session.batches(
-        stage,
-        splits.train,
-        config.epochs,
-        config.batch_size,
-        lambda epoch: validate_nll(session, epoch, config.epochs),
+        config.epochs, config.batch_size, lambda epoch: validate_nll(session, epoch, config.epochs)
     ):
         factor = rate_factor(state.step, steps, config.decay, config.warmup)
         set_rates(nets, factor)

@@ -22,6 +22,7 @@ from .distributions import Bits, DiagonalNormal, Likelihood, LogisticMixture
 from .fused import generator_device, uniform
 from .importance import ImportanceSums, LargestWeights
 from .nets import MLP, DCCritic, DCGenerator, ResNetDecoder, ResNetEncoder, check_last_map, evaluating
+from .progress import of_whole
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior, check_count, check_shape
 from .splits import Form
 from .tempering import sample_prior
@@ -176,6 +177,12 @@ class LatentModel(nn.Module):
             z = q.sample((samples,), generator)
         return self.log_joint(x, z) - q.log_prob(z)
 
+    def joint_terms(self, x: Tensor, z: Tensor, products: Products = nullcontext) -> tuple[Tensor, Tensor]:
+        """log p(x | z) and F(z) of data x (B, D) and latents z (*, B, M), in nats, each with shape (*, B) (Eq. 4)."""
+        with products():
+            p_x = self.likelihood(z)
+        return p_x.log_prob(x), self.prior.free_energy(z)
+
     def log_joint(self, x: Tensor, z: Tensor, products: Products = nullcontext) -> Tensor:
         """log p*(x, z) = log p(x | z) - F(z), in nats, with shape (K, B) (Eq. 4).
 
@@ -187,9 +194,8 @@ class LatentModel(nn.Module):
             products: Context of the decoder's matrix products; the prior's are as they are.
         """
         if torch.is_grad_enabled():
-            with products():
-                p_x = self.likelihood(z)
-            return p_x.log_prob(x) - self.prior.free_energy(z)
+            log_p, free_energy = self.joint_terms(x, z, products)
+            return log_p - free_energy
         with products():
             at_once = elements_on(x, int(getattr(self.decoder, "elements_at_once", ELEMENTS_PER_SCORING)))
             log_p = over_samples(lambda part: self.likelihood(part).log_prob(x), z, len(x) * self._elements(x), at_once)
@@ -274,29 +280,14 @@ class LatentModel(nn.Module):
         self.check_data("x", x)
         if not len(x):
             raise ValueError("x: expected one row or more, got none")
+        x, parts = x.to(self.prior.visible_bias), []
+        at_once = max(1, elements_on(x, ELEMENTS_PER_CHUNK) // (min(samples, 64) * self._elements(x)))
         with evaluating(self):
-            return self._sums_in_parts(x.to(self.prior.visible_bias), samples, keep, generator, progress, parameters)
-
-    def _sums_in_parts(
-        self,
-        x: Tensor,
-        samples: int,
-        keep: int,
-        generator: torch.Generator | None,
-        progress: Callable[[float], None] | None,
-        parameters: Tensor | None,
-    ) -> ImportanceSums:
-        rows = max(1, elements_on(x, ELEMENTS_PER_CHUNK) // (min(samples, 64) * self._elements(x)))
-        parts = []
-        for first in range(0, len(x), rows):
-            part = x[first : first + rows]
-
-            def tell(share: float, first: int = first, count: int = len(part)) -> None:
-                if progress is not None:
-                    progress((first + share * count) / len(x))
-
-            q = self.posterior(part) if parameters is None else self.posterior_of(parameters[first : first + rows])
-            parts.append(self._importance_sums(part, q, samples, keep, generator, tell))
+            for first in range(0, len(x), at_once):
+                rows = slice(first, min(first + at_once, len(x)))
+                q = self.posterior(x[rows]) if parameters is None else self.posterior_of(parameters[rows])
+                tell = of_whole(progress, rows, len(x))
+                parts.append(self._importance_sums(x[rows], q, samples, keep, generator, tell))
         merged = (torch.cat(part, -2 if part[0].dim() == 3 else 0) for part in zip(*parts, strict=True))
         return ImportanceSums(samples, *merged)
 

@@ -36,7 +36,7 @@ class Signal(NamedTuple):
     """What K log-weights say. A function of one's own from log_w (K, B) to this is an objective too.
 
     Attributes:
-        bound: log of the mean weight: L_K, plus log Z if the prior is not normalised; with shape (B,).
+        bound: log of the mean weight: L_K (Eq. 2), plus log Z if the prior is not normalised; with shape (B,).
         weights: Normalised weights, with shape (K, B).
         encoder_signal: The factor s_i of each log q(z_i | x)'s gradient, with shape (K, B).
     """
@@ -55,7 +55,7 @@ def _check_log_w(log_w: Tensor) -> None:
 
 
 def vimco(log_w: Tensor) -> Signal:
-    r"""VIMCO's signals (Algorithm 2).
+    r"""VIMCO's signals (Algorithm 2), where L is L_K (Eq. 2).
 
     .. math::
         L & = \log \frac{1}{K} \sum_j w_j \\
@@ -252,7 +252,7 @@ def losses_of_samples(
         raise ValueError(f"objective: expected vimco, crws or a function of log-weights, got {objective}")
     q, drawn = Bits(a), is_drawn(backward_samples, len(z))
     if not drawn:
-        log_p, free_energy = joint_terms(model, x, z, products)
+        log_p, free_energy = model.joint_terms(x, z, products)
     with torch.no_grad():
         log_joint = model.log_joint(x, z, products) if drawn else log_p - free_energy
         log_w = log_joint - q.log_prob(z)
@@ -262,7 +262,7 @@ def losses_of_samples(
             signal = Signal(*(each.to(log_w) for each in signal))
         z_kept, weights = choose(signal.weights, z, backward_samples, generator)
     if drawn:
-        log_p, free_energy = joint_terms(model, x, z_kept, products)
+        log_p, free_energy = model.joint_terms(x, z_kept, products)
 
     s = signal.encoder_signal
     s_z = torch.einsum("kb,kbm->bm", s, z)
@@ -272,16 +272,10 @@ def losses_of_samples(
     if sleep_weight:
         encoder = encoder - sleep_weight * sleep(model, z_negative, generator, dreams)
     decoder = -(weights * log_p).sum(0).mean()
+    # Eq. 5: the samples' free energies by weight, against those of the chains in the surrogate
     prior = (weights * free_energy).sum(0).mean() + model.prior.log_partition_surrogate(z_negative)
     size = effective_sample_size(signal.weights).mean()
     return Losses(decoder, encoder, prior, prior.detach(), signal.bound.mean(), size)
-
-
-def joint_terms(model: LatentModel, x: Tensor, z: Tensor, products: Products) -> tuple[Tensor, Tensor]:
-    """log p(x | z) and F(z), with gradient, of data x (B, D) and latents z (*, B, M), each with shape (*, B)."""
-    with products():
-        p_x = model.likelihood(z)
-    return p_x.log_prob(x), model.prior.free_energy(z)
 
 
 def relaxed_losses(
@@ -293,7 +287,7 @@ def relaxed_losses(
     generator: torch.Generator | None = None,
     products: Products = nullcontext,
 ) -> Losses:
-    r"""The ELBO of one relaxed sample, whose gradient reaches the encoder through the sample (GumBolt's).
+    r"""The ELBO (Eq. 1) of one relaxed sample, whose gradient reaches the encoder through the sample (GumBolt's).
 
     .. math:: \log p(x | \zeta) - F(\zeta) + H(q) - \log Z
 
@@ -311,7 +305,7 @@ def relaxed_losses(
     with products():
         a = model.encoder(drop(x, dropout, generator))
     q = Bits(a)
-    log_p, free_energy = joint_terms(model, x, q.rsample(generator=generator, temperature=relaxation), products)
+    log_p, free_energy = model.joint_terms(x, q.rsample(generator=generator, temperature=relaxation), products)
     entropy = q.entropy()
     log_partition = model.prior.log_partition_surrogate(z_negative)
     return Losses(
@@ -385,7 +379,7 @@ def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Te
 
 
 def sleep(model: LatentModel, z_negative: Tensor, generator: torch.Generator | None = None, dreams: int = 0) -> Tensor:
-    """The sleep phase: mean log q(z | x) of dreams x ~ p(x | z); a scalar.
+    """The sleep phase (Algorithm 1): mean log q(z | x) of dreams x ~ p(x | z); a scalar.
 
     Arguments:
         model: Encoder and decoder.

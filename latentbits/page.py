@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .charts import Chart, Interval, Intervals, Series, Table, histogram, settled_limits
 from .config import Config
-from .diagnostics import CHAINS, Diagnosis, diagnose
+from .diagnostics import CHAINS, AnnealingDiagnosis, ChainDiagnosis, Diagnosis, TemperingDiagnosis, diagnose
 from .evaluate import Report
 from .facts import (
     commands,
@@ -37,7 +37,7 @@ from .progress import STAGE_TITLES
 from .rbm import RBM
 from .recipes import RECIPES
 from .records import EVALUATION_HEAD, Record, evaluation_captions, evaluation_rows
-from .report import Exhibits, grid, present, zoom_for
+from .report import Exhibits, grid, present
 from .runs import STAGES, Run, labels
 from .splits import Form, Splits
 
@@ -127,7 +127,7 @@ def _unit(stage: str) -> str:
 
 def picture(title: str, alt: str, images: Tensor, form: Form) -> Picture:
     """Images (N, D) in rows of ten, as a data URI."""
-    sheet, content = grid(images, form, zoom=zoom_for(form)), io.BytesIO()
+    sheet, content = grid(images, form), io.BytesIO()
     sheet.quantize(16).save(content, "PNG", optimize=True) if form.channels == 1 else sheet.save(content, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
     return Picture(title, alt, uri, sheet.width, sheet.height, form.ink)
@@ -226,7 +226,13 @@ def examine(model: Model | None, splits: Splits, seconds: float, temperatures: i
 
 def diagnosis_charts(found: Diagnosis) -> list[Chart]:
     """Gibbs chains, annealing, and tempering where it was asked for."""
-    (energy, projection), (estimate, betas), tempering = found.chains, found.annealing, found.tempering
+    charts = [*chain_charts(found.chains), *annealing_charts(found.annealing)]
+    return charts if found.tempering is None else [*charts, swaps_chart(found.tempering)]
+
+
+def chain_charts(found: ChainDiagnosis) -> list[Chart]:
+    """Free energies and autocorrelations along Gibbs chains."""
+    energy, projection = found
     steps = energy.from_random.shape[1]
     places = np.unique(np.geomspace(1, steps, 120).astype(int))
     step = {"Gibbs steps": places.astype(float).tolist()}
@@ -240,17 +246,9 @@ def diagnosis_charts(found: Diagnosis) -> list[Chart]:
         Series(name, lag, trace.rho[:lags].tolist())
         for name, trace in (("free energy", energy), ("projection", projection))
     ]
-    share = {"share of the transitions": np.linspace(0, 1, 101).tolist()}
-    schedule = np.interp(share["share of the transitions"], np.linspace(0, 1, len(betas)), betas.numpy())
-    weights = histogram({"": estimate.log_weights.numpy()}, "log-weight, nats", 30, 1.0)
-    placed = Series("", share, list(schedule))
-    charts = [
+    return [
         Chart(
-            "Free energy along Gibbs chains",
-            "nats",
-            energies,
-            marks=[(steps / 2, "second half")],
-            logarithmic=True,
+            "Free energy along Gibbs chains", "nats", energies, marks=[(steps / 2, "second half")], logarithmic=True,
             note="Where the two kinds of starts have met, the chains have forgotten them.",
         ),
         Chart(
@@ -258,21 +256,33 @@ def diagnosis_charts(found: Diagnosis) -> list[Chart]:
             note="Over the second half of all chains, about their common mean; of the free energy, and of the state's "
             "projection on the leading left singular vector of W, which sees modes of equal free energy.",
         ),
+    ]  # fmt: skip
+
+
+def annealing_charts(found: AnnealingDiagnosis) -> list[Chart]:
+    """The weights and the schedule of AIS."""
+    estimate, betas = found
+    share = {"share of the transitions": np.linspace(0, 1, 101).tolist()}
+    schedule = np.interp(share["share of the transitions"], np.linspace(0, 1, len(betas)), betas.numpy())
+    weights = histogram({"": estimate.log_weights.numpy()}, "log-weight, nats", 30, 1.0)
+    return [
         Chart(
             "Log-weights of AIS chains", "share", weights, "bars", marks=[(estimate.log_z, "log Z")],
             note="Few chains far to the right would mean that log Z rests on them.",
         ),
         Chart(
-            "Temperature schedule of AIS", "inverse temperature", [placed], limits=(0.0, 1.0),
-            note="Placed by a pilot run; flat where log-weights vary most.",
+            "Temperature schedule of AIS", "inverse temperature", [Series("", share, list(schedule))],
+            limits=(0.0, 1.0), note="Placed by a pilot run; flat where log-weights vary most.",
         ),
     ]  # fmt: skip
-    if tempering is not None:
-        middle = ((tempering.betas[1:] + tempering.betas[:-1]) / 2).tolist()
-        accepted = (1 - tempering.swaps.rejection).tolist()
-        series = Series("", {"inverse temperature, between neighbours": middle}, accepted)
-        charts.append(Chart("Swaps of parallel tempering", "share accepted", [series], limits=(0.0, 1.0)))
-    return charts
+
+
+def swaps_chart(found: TemperingDiagnosis) -> Chart:
+    """Shares of the swaps that parallel tempering accepts."""
+    middle = ((found.betas[1:] + found.betas[:-1]) / 2).tolist()
+    accepted = (1 - found.swaps.rejection).tolist()
+    series = Series("", {"inverse temperature, between neighbours": middle}, accepted)
+    return Chart("Swaps of parallel tempering", "share accepted", [series], limits=(0.0, 1.0))
 
 
 def diagnosis_table(found: Diagnosis) -> Table:
@@ -412,7 +422,7 @@ def page(
         evaluated_on=evaluated_on(record) if record else "",
         intervals=evaluation_intervals(record.evaluation) if record else None,
         is_gan=run.config.model.network == "dcgan",
-        has_rbm=run.config.model.prior == "rbm" or run.config.model.network == "none",
+        has_rbm=run.config.model.prior == "rbm",
         has_weights=shown.model is not None,
         pictures=pictures(shown, splits.form),
         latents=latents_chart(shown),

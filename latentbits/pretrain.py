@@ -68,7 +68,7 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
         by_epoch[epoch] = -float(torch.cat(hard).mean())
         return {"reconstruction_hard_bits": by_epoch[epoch]}
 
-    for batch in session.batches("autoencoder", splits.train, config.epochs, config.batch_size, validate):
+    for batch in session.batches(config.epochs, config.batch_size, validate):
         factor = rate_factor(state.step, steps, config.decay, config.warmup)
         set_rates(optimizer, factor)
         x = augment(
@@ -91,6 +91,11 @@ def train_autoencoder(session: Session, model: LatentModel, config: AutoencoderC
     session.checkpoint()
     if problem := overfitting(by_epoch, config.dropout):
         session.display.note(f"warning: {problem}")
+    convert(session, model, config)
+
+
+def convert(session: Session, model: LatentModel, config: AutoencoderConfig) -> None:
+    """Make a posterior of the encoder, sigmoid(s E(x)) (section 3.1, where s is 1), with the best scale s."""
     scale, table = choose_scale(session, model, config)
     scale = distributed.of_first(scale)  # on a GPU, rounding could tip the balance in one of several processes
     cast(Network, model.encoder).scale_output(scale)
@@ -176,7 +181,7 @@ def start_biases(prior: Prior, means: Tensor, count: int) -> None:
 
 
 def contrastive_step(prior: Prior, optimizer: Optimizer, z: Tensor, z_negative: Tensor) -> Tensor:
-    """One ascent step on log p(z) (B, M) with model samples (N, M); returns the free-energy gap, a scalar."""
+    """One ascent step on log p(z) (B, M) by model samples (N, M) (Eq. 5); returns the free-energy gap, a scalar."""
     loss = prior.free_energy(z).mean() + prior.log_partition_surrogate(z_negative)
     optimizer.zero_grad()
     if loss.requires_grad:  # a prior of one's own may have nothing to learn
@@ -187,7 +192,7 @@ def contrastive_step(prior: Prior, optimizer: Optimizer, z: Tensor, z_negative: 
 
 
 def cd_steps(epoch: int, config: RBMConfig) -> int:
-    """CD steps rise linearly from 1 in the first epoch to ``cd_steps`` in the last of the CD epochs."""
+    """CD steps rise linearly from 1 in the first epoch to ``cd_steps`` in the last of the CD epochs (Appendix C)."""
     if config.cd_epochs <= 1:
         return config.cd_steps
     return round(1 + (config.cd_steps - 1) * min(1.0, epoch / (config.cd_epochs - 1)))
@@ -222,7 +227,7 @@ def train_rbm(session: Session, config: RBMConfig) -> None:
         start_biases(prior, means, len(splits.train))
 
     for batch in session.batches(
-        "rbm", splits.train, config.epochs, config.batch_size, lambda epoch: validate_nll(session, epoch, config.epochs)
+        config.epochs, config.batch_size, lambda epoch: validate_nll(session, epoch, config.epochs)
     ):
         epoch = state.step // per_epoch
         set_rates(optimizer, rate_factor(state.step, config.epochs * per_epoch, config.decay))

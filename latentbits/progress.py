@@ -3,8 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -127,9 +126,7 @@ class Display:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def phase(self, title: str, total: float, done: float = 0.0) -> None:
@@ -196,3 +193,13 @@ class Display:
     def note(self, text: str) -> None:
         """Print a line."""
         self.console.print(printable(text), soft_wrap=True, markup=False)
+
+
+def of_whole(tell: Callable[[float], None] | None, rows: slice, count: int) -> Callable[[float], None]:
+    """Given what share of some of ``count`` rows is done, tells what share of all that makes, if it is wanted."""
+
+    def told(share: float) -> None:
+        if tell is not None:
+            tell((rows.start + share * (rows.stop - rows.start)) / count)
+
+    return told

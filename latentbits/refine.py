@@ -19,6 +19,7 @@ from torch.optim import Adam
 
 from .model import LatentModel
 from .nets import evaluating
+from .progress import of_whole
 from .rbm import check_count
 
 RATE = 0.07
@@ -55,16 +56,12 @@ def refine(
     if not len(x):
         raise ValueError("x: expected one row or more, got none")
     check_count("steps", steps, 0)
-    parts, done = [], 0
-    for part in x.to(model.prior.visible_bias).split(max(1, model.rows_at_once() // GRADIENT_MEMORY)):
-
-        def tell(share: float, done: int = done, count: int = len(part)) -> None:
-            if progress is not None:
-                progress((done + share * count) / len(x))
-
-        with evaluating(model):
-            parts.append(_refine(model, part, steps, generator, tell))
-        done += len(part)
+    x, parts = x.to(model.prior.visible_bias), []
+    at_once = max(1, model.rows_at_once() // GRADIENT_MEMORY)
+    with evaluating(model):
+        for first in range(0, len(x), at_once):
+            rows = slice(first, min(first + at_once, len(x)))
+            parts.append(_refine(model, x[rows], steps, generator, of_whole(progress, rows, len(x))))
     return torch.cat(parts)
 
 

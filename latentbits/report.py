@@ -6,9 +6,9 @@ The only module that imports a plotting library.
 import io
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -43,13 +43,14 @@ SHEET = 0.75
 """Tone of the sheet between pictures that are no ink, from black to white."""
 
 
-def grid(images: Tensor, form: Form, columns: int = 10, zoom: int = 2) -> Image.Image:
+def grid(images: Tensor, form: Form, columns: int = 10, zoom: int | None = None) -> Image.Image:
     """Images (N, D), with values from 0 to levels - 1, as one picture of ``columns`` columns.
 
     Ink is drawn on white, anything else on grey, from which both its light and its dark edges stand out. An image of
-    NaN is a missing one: its place stays empty.
+    NaN is a missing one: its place stays empty. Without a zoom ten columns are about 600 pixels wide.
     """
     channels, height, width = form.image
+    zoom = zoom or max(1, round(60 / (width + 2)))
     rows = -(-len(images) // columns)
     sheet_tone = 1.0 if form.ink else SHEET
     tiles = torch.full((rows * columns, channels, height + 2, width + 2), sheet_tone)
@@ -61,23 +62,21 @@ def grid(images: Tensor, form: Form, columns: int = 10, zoom: int = 2) -> Image.
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
-def zoom_for(form: Form) -> int:
-    """Enlargement that makes a grid of ten columns about 600 pixels wide."""
-    return max(1, round(60 / (form.width + 2)))
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
+def save_png(drawn: Figure | Image.Image, path: Path) -> None:
+    """Write a figure or a picture as PNG."""
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    if isinstance(drawn, Figure):
+        drawn.savefig(content, format="png")
+    else:
+        drawn.save(content, "PNG")
     write_atomically(path, content.getvalue())
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG."""
-    content = io.BytesIO()
-    picture.save(content, "PNG")
-    write_atomically(path, content.getvalue())
+def save_pngs(drawn: Mapping[str, Figure | Image.Image], folder: Path) -> list[Path]:
+    """Write figures and pictures into a folder, each under its name; their paths."""
+    for name, each in drawn.items():
+        save_png(each, folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in drawn]
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -201,30 +200,19 @@ def validation_by_time(runs: Sequence[Run], form: Form) -> Figure | None:
 
 def write_comparison(runs: Sequence[Run], beside: dict[str, Tensor], form: Form, folder: Path) -> list[Path]:
     """Draw the runs' validation, evaluations of kept weights, and samples beside each other; the pictures' paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    if beside:
-        paths.append(folder / "samples-side-by-side.png")
-        save_figure(side_by_side(beside, form), paths[-1])
-    figures = {}
+    figures = {"samples-side-by-side": side_by_side(beside, form)} if beside else {}
     if len(runs) > 1 and (validation := validation_by_time(runs, form)):
         figures["validation-against-time"] = validation
     for split in ("train", "valid", "test"):
         figures |= comparison(runs, split)
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        save_figure(figure, paths[-1])
-    return paths
+    return save_pngs(figures, folder)
 
 
 def encoder_output(model: LatentModel, x: Tensor) -> np.ndarray:
     """The encoder's output on data x (N, D), flat: the bits' log-odds, or the means of continuous latents."""
+    encoder = model.encode if isinstance(model, GaussianModel) else model.encoder
     with torch.no_grad():
-        if isinstance(model, GaussianModel):
-            parts = [model.posterior(part.float()).loc for part in x.split(IMAGES_AT_ONCE)]
-        else:
-            parts = [model.encoder(part.float()) for part in x.split(IMAGES_AT_ONCE)]
-    return torch.cat(parts).flatten().cpu().numpy()
+        return torch.cat([encoder(part.float()) for part in x.split(IMAGES_AT_ONCE)]).flatten().cpu().numpy()
 
 
 def encoder_histogram(logits: np.ndarray, title: str) -> Figure:
@@ -286,11 +274,12 @@ def walk(
         yield decoded(model, z)
 
 
-def animation(images: Sequence[Tensor], form: Form, stream: IO[bytes], milliseconds: int = 100) -> None:
+def save_gif(images: Sequence[Tensor], form: Form, path: Path) -> None:
     """Write grids of images, each (N, D), as an animated GIF that repeats, and rests on the last."""
-    sheets = [grid(frame, form, zoom=zoom_for(form)) for frame in images]
-    times = [milliseconds] * (len(sheets) - 1) + [20 * milliseconds]
-    sheets[0].save(stream, "GIF", save_all=True, append_images=sheets[1:], duration=times, loop=0)
+    sheets, content = [grid(frame, form) for frame in images], io.BytesIO()
+    times = [100] * (len(sheets) - 1) + [2000]  # in milliseconds
+    sheets[0].save(content, "GIF", save_all=True, append_images=sheets[1:], duration=times, loop=0)
+    write_atomically(path, content.getvalue())
 
 
 def draw(model: Model, count: int, gibbs_steps: int, generator: torch.Generator, temperatures: int = 1) -> Tensor:
@@ -335,7 +324,7 @@ def samples_beside(
 
 def side_by_side(sheets: dict[str, Tensor], form: Form) -> Figure:
     """Images (N, D) of several models in rows of ten, each model's under its name."""
-    drawn = {name: grid(images, form, zoom=zoom_for(form)) for name, images in sheets.items()}
+    drawn = {name: grid(images, form) for name, images in sheets.items()}
     width = max(picture.width for picture in drawn.values())
     height = max(picture.height for picture in drawn.values())
     figure = Figure(figsize=(4 * len(drawn), 4 * height / width + 0.4), dpi=150, layout="constrained")
@@ -392,18 +381,11 @@ def exhibits(run: Run, splits: Splits, gibbs_steps: int, temperatures: int, repo
 
 def write_figures(run: Run, form: Form, shown: Exhibits, folder: Path) -> list[Path]:
     """Draw everything there is to see of a run into a folder; the paths of the pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = learning_curves(run.metrics())
+    drawn: dict[str, Figure | Image.Image] = {**learning_curves(run.metrics())}
     if not isinstance(shown.model, GaussianModel):
         for name, title in (("final", "final"), ("pretrained", "after stage 1, scaled")):
             if name in shown.outputs:
                 file = "encoder-output" + ("-pretrained" if name == "pretrained" else "")
-                figures[file] = encoder_histogram(shown.outputs[name], f"encoder's output, {title}")
-    paths = []
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        save_figure(figure, paths[-1])
-    for name, images in shown.sheets.items():
-        paths.append(folder / f"{name}.png")
-        save_picture(grid(images, form, zoom=zoom_for(form)), paths[-1])
-    return paths
+                drawn[file] = encoder_histogram(shown.outputs[name], f"encoder's output, {title}")
+    drawn |= {name: grid(images, form) for name, images in shown.sheets.items()}
+    return save_pngs(drawn, folder)

@@ -25,7 +25,7 @@ from .fused import default_generator, fork
 from .model import GaussianModel, LatentModel, Model
 from .objectives import LossesFunction, SignalFunction
 from .progress import STAGE_TITLES, Display
-from .rbm import RBM, BernoulliPrior, NormalPrior, Prior
+from .rbm import RBM, BernoulliPrior, NormalPrior, Prior, not_finite
 from .runs import STAGES, Run, RunError
 from .splits import Splits
 from .watch import most_gap, stuck
@@ -281,8 +281,8 @@ class Session:
         splits: Splits,
         deadline: float,
         display: Display,
-        parts: Parts = Parts(),  # noqa: B008 (immutable)
-        events: Events | None = None,
+        parts: Parts,
+        events: Events | None,
     ) -> None:
         self.run, self.config, self.state, self.splits = run, config, state, splits
         self.deadline, self.display, self.parts, self.events = deadline, display, parts, events
@@ -295,18 +295,13 @@ class Session:
         self._last_save = self._last_tick = time.monotonic()
 
     def batches(
-        self,
-        stage: str,
-        x: Tensor,
-        epochs: int,
-        batch_size: int,
-        at_epoch_end: Callable[[int], Mapping[str, float | None]],
+        self, epochs: int, batch_size: int, at_epoch_end: Callable[[int], Mapping[str, float | None]]
     ) -> Iterator[Tensor]:
-        """Batches (B, D) from the state's step to the stage's end; does the bookkeeping between them.
+        """Batches (B, D) of training data from the state's step to its stage's end; the bookkeeping between them.
 
         Several processes get a share of each batch.
         """
-        state = self.state
+        state, stage, x = self.state, self.state.stage, self.splits.train
         per_epoch = steps_per_epoch(len(x), batch_size)
         self.display.phase(STAGE_TITLES[stage], epochs * per_epoch, state.step)
         drawn = -1
@@ -381,7 +376,7 @@ class Session:
     def _check(self) -> None:
         """Refuse to go on with what is not finite, or with a prior that has exploded, in any process."""
         bad = [name for name, total in self.state.totals.items() if not math.isfinite(total)]
-        bad += [name for name, p in self.state.model.named_parameters() if not p.isfinite().all()]
+        bad += not_finite(self.state.model)
         broken, exploded = distributed.any_of(bool(bad), float(self._gap) > self._most_gap)
         if broken:
             self._refuse(bad or ["values of another process are"])

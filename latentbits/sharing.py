@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 
 from . import __version__
-from .config import Config, ModelConfig
+from .config import Config
 from .data import form_of
+from .facts import describe_model
 from .files import write_atomically, write_json
 from .records import (
     EVALUATION_HEAD,
@@ -112,7 +113,7 @@ def model_card(config: Config, parameters: int, record: Record | None, licence: 
         f"# {config.recipe}",
         "",
         f"A generative model of images of {form.channels} x {form.height} x {form.width} and {form.levels} levels, "
-        f"trained on `{config.data.name}` with latentbits {__version__}: {architecture(config.model)}; "
+        f"trained on `{config.data.name}` with latentbits {__version__}. {describe_model(config, form)} "
         f"{parameters:,} parameters{', matrices rounded to bfloat16' if rounded else ''}.",
         "",
         "```python",
@@ -132,18 +133,6 @@ def model_card(config: Config, parameters: int, record: Record | None, licence: 
         "",
     ]
     return "\n".join(lines)
-
-
-def architecture(config: ModelConfig) -> str:
-    """What a model consists of, in a few words."""
-    if config.network == "none":
-        return f"an RBM over the pixels with {config.hidden} hidden units"
-    if config.network == "dcgan":
-        return f"a Wasserstein GAN with {config.latent} normal latents"
-    networks = {"mlp": "multi-layer perceptrons", "resnet": "residual networks"}[config.network]
-    latents = f"{config.latent} {'normal latents' if config.prior == 'normal' else 'bits'}"
-    prior = f" under an RBM with {config.hidden} hidden units" if config.prior == "rbm" else ""
-    return f"{networks}, between them {latents}{prior}"
 
 
 def evaluation_lines(record: Record) -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fused import bernoulli
+from .fused import bernoulli, generator_device
 from .gibbs import Block, PlainBlock, Weights, gibbs, random_bits, run_blocks
 from .rbm import RBM, Prior, check_bits, check_count, check_finite
 
@@ -103,23 +103,20 @@ def parallel_tempering(
         return z, Swaps.none(R)
     z, weights = z.to(rbm.weight), Weights(rbm, R * N, rbm.annealing_base(base_bias))
     swaps, refused = Swaps.none(R), torch.zeros(R - 1, dtype=torch.int64, device=z.device)
-    first = int(torch.rand((), generator=generator, device=_device(generator)) < 0.5)
+    device = generator_device(generator, z)
+    first = int(torch.rand((), generator=generator, device=device) < 0.5)
     for number in range(first, first + rounds):
         swapping = range(number % 2, R - 1, 2)
         lower = torch.arange(R - 1, device=z.device)[number % 2 :: 2]
         partner = [r + 1 if r in swapping else r - 1 if r - 1 in swapping else r for r in range(R)]
         z, gain = _move(weights, z, betas.tolist(), partner, generator)
-        u = torch.rand(len(lower), N, dtype=torch.float64, generator=generator, device=_device(generator))
+        u = torch.rand(len(lower), N, dtype=torch.float64, generator=generator, device=device)
         accept = u.to(gain.device).log() < gain[lower] + gain[lower + 1]
         swaps.tried[number % 2 :: 2] += N
         refused[lower] += N - accept.sum(1)
         z = _swap(z, lower, accept)
     swaps.refused.add_(refused.cpu())  # once, for a GPU would wait for it
     return z, swaps
-
-
-def _device(generator: torch.Generator | None) -> torch.device:
-    return torch.device("cpu") if generator is None else generator.device
 
 
 def _move(

@@ -102,14 +102,8 @@ def train(
     if max_minutes is not None and not (isinstance(max_minutes, int | float) and max_minutes > 0):
         raise RunError(f"max_minutes: expected a positive number, got {max_minutes!r}")
     parts = Parts(model, splits, objective, sampler, losses)
-    config, folder = parts.settings(config), Run.open(run) if resume else None
-    if folder is not None:
-        parts.settings(folder.config)  # which says what is missing
-    if folder is not None and folder.config != config:
-        raise RunError(
-            f"{folder.path}: was started with another configuration ({describe_difference(folder.config, config)}); "
-            "resume it without options, in Python with its own configuration, or start a new run"
-        )
+    config = parts.settings(config)
+    folder = reopened(run, config, parts) if resume else None
     check_shares(config)
     data.check_place(config.data, data_dir)
     if data_dir is None and folder is not None:
@@ -119,19 +113,12 @@ def train(
     state, is_first = new_state(config, splits, model), distributed.world().is_first
     begins = folder is None or not folder.has_checkpoint()
     if begins and config.weights:
-        try:
-            read_weights(Path(config.weights), state.model)
-        except RunError as error:
-            raise RunError(f"--weights: expected a file of weights of such a model ({error})") from error
+        begin_with_weights(state, Path(config.weights))
     if folder is None:
         folder = distributed.in_first(lambda: Run.create(run, config)) or Run(run)
     with folder.lock() if is_first else contextlib.nullcontext(), Display(quiet or not is_first) as display:
         if not begins:
-            if is_first and (note := folder.repair_checkpoint()):
-                display.note(note)
-            distributed.wait()  # for the repair
-            state.restore(folder.checkpoint)
-            check_origin(state.origin, origin(config, splits), folder.checkpoint, display)
+            take_up(folder, state, origin(config, splits), display)
         if is_first and (left := folder.truncate_metrics(state.rows)) < state.rows:
             display.note(f"metrics.jsonl: {left} of the {state.rows} lines up to the checkpoint are left; going on")
             state.rows = left
@@ -150,6 +137,39 @@ def train(
             run_stages(session)
         distributed.wait()
     return folder
+
+
+def reopened(run: Path | str, config: Config, parts: Parts) -> Run:
+    """The run folder to go on with.
+
+    Raises:
+        RunError: If there is no run, or it was started with another configuration, or with parts that are not given.
+    """
+    folder = Run.open(run)
+    parts.settings(folder.config)  # which says what is missing
+    if folder.config != config:
+        raise RunError(
+            f"{folder.path}: was started with another configuration ({describe_difference(folder.config, config)}); "
+            "resume it without options, in Python with its own configuration, or start a new run"
+        )
+    return folder
+
+
+def begin_with_weights(state: State, path: Path) -> None:
+    """Read the weights that a run is to begin with."""
+    try:
+        read_weights(path, state.model)
+    except RunError as error:
+        raise RunError(f"--weights: expected a file of weights of such a model ({error})") from error
+
+
+def take_up(folder: Run, state: State, now: dict[str, Any], display: Display) -> None:
+    """Go on from the folder's checkpoint, put right if it is damaged, and compare its origin with the present one."""
+    if distributed.world().is_first and (note := folder.repair_checkpoint()):
+        display.note(note)
+    distributed.wait()  # for the repair
+    state.restore(folder.checkpoint)
+    check_origin(state.origin, now, folder.checkpoint, display)
 
 
 def own_randomness(model: LatentModel | None, device: str) -> contextlib.AbstractContextManager[Any]:

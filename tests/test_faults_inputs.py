@@ -378,7 +378,7 @@ def records(place, name, damage, junk, whole):
             change, at, bit = damage
             path.write_bytes(change(path.read_bytes(), at, bit))
         patch.setattr(report, "exhibits", lambda *arguments: report.Exhibits(None, {}, {}))  # of the model
-        patch.setattr(report, "save_figure", lambda *arguments: None)
+        patch.setattr(report, "save_png", lambda *arguments: None)
         before = path.read_bytes()
         status, errors = told(["report", folder / "run", "--diagnostics-seconds", "0"])
         assert status == 0 or (status == 2 and name in errors), errors

@@ -88,7 +88,7 @@ def test_an_exported_folder_has_the_model_its_card_and_its_evaluation(run, tmp_p
     assert yaml.safe_load(header)["license"] == "cc0-1.0"
     nll = json.loads((run.path / "evaluation.json").read_text())["evaluation"]["likelihood"]["nll"]
     assert f"{nll:.3f}" in body
-    assert "an RBM with 6 hidden units" in body
+    assert "an RBM with 6 hidden bits" in body
     again = export(shared, tmp_path / "again")
     assert (again / "README.md").read_text() == (shared / "README.md").read_text().replace('license: "cc0-1.0"\n', "")
 
@@ -189,7 +189,7 @@ def test_hub_model_goes_through_a_hub(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("mnist-rbm", "an RBM over the pixels"),
+        ("mnist-rbm", "An RBM over the pixels"),
         ("cifar10-wgan", "Wasserstein GAN"),
         ("mnist-mlp-iwae", "normal latents"),
     ],
