@@ -291,20 +291,20 @@ def sample_run(
         pretrained: A model that comes with the package, instead of a run.
         count: Number of images.
         gibbs_steps: Length of the chains.
-        temperatures: Of parallel tempering, from the base to the RBM; 1 for plain chains.
+        temperatures: Number of temperatures for parallel tempering, from the base to the RBM; 1 for plain chains.
         seed: Seed of the chains.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         grid: All in one PNG, in rows of ten; or, with --no-grid, a new folder with a PNG of each.
         gif: Draw the walk as an animated GIF.
-        frames: Of the GIF, at equal numbers of steps.
-        out: The picture or folder; if not given RUN/samples.png, .gif or none, NAME-samples.png and so on of a
-            pretrained model.
+        frames: Number of frames in the GIF, equally spaced over the steps.
+        out: The picture or folder to write; if not given RUN/samples.png, RUN/samples.gif or, with --no-grid,
+            RUN/samples; of a pretrained model MODEL-samples.png and so on, in the current folder.
         overwrite: Replace the picture if it exists.
     """
     from . import report
 
     if (run is None) == (pretrained is None):
-        raise UsageError("sample: expected a run folder or --pretrained NAME, one of the two")
+        raise UsageError(f"sample: expected RUN or --pretrained MODEL, got {'neither' if run is None else 'both'}")
     if pretrained is not None:
         lookup(pretrained, dict.fromkeys(pretrained_names()), "--pretrained")
     folder = Run.open(run) if run is not None else Run.open(pretrained_path(str(pretrained)))
@@ -366,9 +366,9 @@ def report_run(
         run: The run folder.
         others: More run folders to compare it with.
         gibbs_steps: Length of the chains behind the samples.
-        diagnostics_seconds: About what the diagnostics of the RBM may cost; 0 for none.
-        temperatures: Of parallel tempering, which draws the samples and whose swaps the diagnostics count; as in
-            training if not given, 1 for none.
+        diagnostics_seconds: About how many seconds the diagnostics of the RBM may take; 0 for none.
+        temperatures: Number of temperatures for the parallel tempering that draws the samples, and whose swaps the
+            diagnostics count; as in training if not given, 1 for none.
         data_dir: Folder with the data set's published files, or folder or archive of your own images.
     """
     from .facts import evaluated_on
@@ -425,7 +425,7 @@ def export_run(
         folder: The new folder.
         weights: model (validation's choice), a stage's name for those at its end, or joint-EPOCH for kept ones.
         licence: Of the weights, for the model card, such as apache-2.0.
-        rounded: Matrices in bfloat16, for half the size; the evaluation, which is of the others, stays behind.
+        rounded: Round matrices to bfloat16, for half the size; the evaluation, of the unrounded ones, is left out.
     """
     written = export(run, folder, weights, licence, rounded)
     warn_if_unfinished(Run(run))
@@ -578,7 +578,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         others = ("illegal memory", "shared memory")  # of which memory is not too small
         if not isinstance(error, MemoryError) and ("memory" not in str(error) or any(w in str(error) for w in others)):
             raise
-        reason = " ".join(str(error).split())[:200] or "no more is to be had"
-        return refuse(f"memory does not suffice ({reason}); ask for fewer or smaller things at once")
+        reason = " ".join(str(error).split())[:200] or "none is left"
+        return refuse(f"out of memory ({reason}); ask for fewer or smaller images, samples, chains or batches at once")
     except KeyboardInterrupt:
         return STOPPED

@@ -51,7 +51,7 @@ def find_run(name: str) -> Run:
     if not Path(name).exists() and name in pretrained_names():
         return Run.open(pretrained_path(name))
     if not Path(name).exists() and "/" not in name:
-        lookup(name, dict.fromkeys(pretrained_names()), "run: no such folder; among the models of the package")
+        lookup(name, dict.fromkeys(pretrained_names()), "RUN: neither a folder here nor a model of the package")
     return Run.open(name)
 
 
@@ -69,7 +69,7 @@ def warn_if_unfinished(run: Run) -> None:
     try:
         stage = run.stage
     except FileError as error:  # the weights may be whole
-        warn(f"{error}; whether the run is finished is not known. latentbits train … --resume mends it")
+        warn(f"{error}; so it is unknown whether the run finished. To repair it: latentbits train … --resume")
         return
     if run.checkpoint.is_file() and stage != FINISHED:
         warn(f"{run.path} is not finished (in the stage {stage}); its weights are the best or the last so far")
@@ -139,7 +139,7 @@ def decode_run(
     model, form = latent_model(folder, weights), data.form_of(folder.config.data)
     found = load_codes(codes)
     if found.z.shape[1] != model.prior.visible:
-        raise UsageError(f"codes: expected {model.prior.visible} bits each for this model, got {found.z.shape[1]}")
+        raise UsageError(f"CODES: expected {model.prior.visible} latents per code, got {found.z.shape[1]} in {codes}")
     if not isinstance(model, GaussianModel) and not ((found.z == 0) | (found.z == 1)).all():
         raise UsageError(f"codes: expected bits for this model, got the continuous latents of another in {codes}")
     if found.made_by not in ("", fingerprint(*model.state_dict().values())):
@@ -221,7 +221,7 @@ def score_run(
     if float(scores.effective_sample_size.median()) < FEWEST_EFFECTIVE:
         warn(
             "for half of the images one or two samples carry the whole weight (column effective_sample_size): their "
-            "bounds may lie far below their log-likelihoods. --refine-steps help, more --samples, and a better model"
+            "bounds may lie far below their log-likelihoods. More --samples, --refine-steps or a better model can help"
         )
     write_atomically(out, table_of_scores(scores, found.names, form).encode(errors="surrogateescape"))
     for i in scores.log_prob.argsort()[:5].tolist():
@@ -319,7 +319,7 @@ def inpaint_run(
     generator = torch.Generator().manual_seed(seed)
     smooth = form.levels > 2 if means is None else means
     with Display() as display:
-        display.note(f"{draws * len(x):,} draws of {steps:,} steps, each from a sample of the model that is near")
+        display.note(f"{draws * len(x):,} draws of {steps:,} steps, each begun at a nearby sample of the model")
         display.phase("inpainting", steps, 0)
         begin = x.repeat(draws, 1)
         drawn = model.inpaint(begin, known, steps, samples, generator, smooth, display.advance).view(draws, *x.shape)

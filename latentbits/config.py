@@ -69,11 +69,11 @@ class ModelConfig(Section):
         max_length=100,
         description="feature maps of a resnet's blocks, or a critic's layers; the decoder mirrors them",
     )
-    repeats: int = Field(2, ge=1, le=100, description="how often each block of a resnet stands")
+    repeats: int = Field(2, ge=1, le=100, description="how many times in a row each block of a resnet occurs")
     encoder_maps: tuple[int, ...] = Field(
-        (), max_length=100, description="feature maps of its encoder's blocks, if other than maps"
+        (), max_length=100, description="feature maps of a resnet's encoder blocks, if other than those in `maps`"
     )
-    encoder_repeats: int = Field(0, ge=0, le=100, description="how often each of these stands; 0 for repeats")
+    encoder_repeats: int = Field(0, ge=0, le=100, description="times that each encoder block occurs; 0 for `repeats`")
     fully_connected: bool = Field(True, description="whether a linear layer joins a resnet's blocks and the latents")
     components: int = Field(10, ge=1, description="logistics in a pixel's mixture, for images of 256 levels")
     norm: Literal["weight", "batch", "none"] = Field("weight", description="normalization in a resnet")
@@ -137,7 +137,7 @@ class AutoencoderConfig(Augmentation):
         0.0, ge=0, lt=1, description="probability that a soft bit is set to 0, the others kept as they are"
     )
     input_dropout: float = Field(
-        0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up"
+        0.0, ge=0, lt=1, description="probability that the encoder sees a pixel as 0, the others scaled up"
     )
     weight_decay: float = Field(
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
@@ -198,7 +198,7 @@ class JointConfig(Augmentation):
     )
     first_samples: int = Field(0, ge=0, description="K of the first step, from which it rises; 0 for `samples`")
     backward_samples: int = Field(
-        4, ge=0, description="of the K, resampled by weight for the backward pass (unbiased); 0 carries all K"
+        4, ge=0, description="how many of the K samples go backward, resampled by weight (unbiased); 0 for all K"
     )
     epochs: int = Field(30, ge=0)
     batch_size: int = Field(100, ge=1)
@@ -211,7 +211,9 @@ class JointConfig(Augmentation):
     weight_decay: float = Field(
         0.0, ge=0, lt=0.1, description="share of the networks' weight matrices that each step takes away"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="of the pixels that the encoder sees, the others scaled up")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="probability that the encoder sees a pixel as 0, the others scaled up"
+    )
     sleep: float = Field(
         0.0,
         ge=0,
@@ -219,7 +221,7 @@ class JointConfig(Augmentation):
         "weight 1, whatever this is",
     )
     dreams: int = Field(
-        0, ge=0, description="of the chains, drawn at random for each step, that dream in a sleep phase; 0 for all"
+        0, ge=0, description="how many of the chains, drawn at random at each step, dream in a sleep phase; 0 for all"
     )
     relaxation: float = Field(0.2, gt=0, description="temperature of the relaxed bits, if the objective is relaxed")
     centered: bool = Field(False, description="center the RBM's gradient")
@@ -273,7 +275,7 @@ class ValidationConfig(Section):
     ais_chains: int = Field(500, ge=2)
     ais_temperatures: int = Field(1000, ge=1)
     keep: int = Field(
-        0, ge=0, description="epochs of stage 3 between weights that are kept as joint-EPOCH; 0 keeps none"
+        0, ge=0, description="keep the weights as joint-EPOCH after every so many epochs of stage 3; 0 keeps none"
     )
 
 

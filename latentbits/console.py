@@ -118,7 +118,7 @@ def check_device(device: str) -> None:
 def check_numbers(least: dict[str, tuple[int, int]], seed: int = 0) -> None:
     """Refuse options that are out of range: by name, what came and the least that is accepted."""
     problems = [
-        f"--{name}: expected at least {bound}, got {value}" if value < bound else f"--{name}: expected up to {MOST:,}"
+        f"--{name}: expected {f'at least {bound}' if value < bound else f'up to {MOST:,}'}, got {value}"
         for name, (value, bound) in least.items()
         if not bound <= value <= MOST
     ]

@@ -129,9 +129,9 @@ def doubts(evaluation: Evaluation) -> list[str]:
             found.append(
                 f"RAISE is {raised.difference:+.2f} nats from the first row: "
                 + (
-                    "that one's log Z is exact, so RAISE has not arrived. Take more temperatures for it."
+                    "that row's log Z is exact, so RAISE has not converged. Take more temperatures for it."
                     if exact
-                    else "one of the two has not arrived, or both. Take more temperatures for both."
+                    else "one of the two has not converged, or both. Take more temperatures for both."
                 )
             )
     return found

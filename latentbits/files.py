@@ -242,7 +242,7 @@ def _read_sealed(path: Path, oldest: int) -> tuple[dict[str, Tensor], dict[str, 
             if stated is not None:
                 content = path.read_bytes().replace(_entry(stated), _entry(_BLANK), 1)
                 if hashlib.sha256(content).hexdigest() != stated:
-                    raise DamagedError(f"{path}: its checksum is another than the one it states; it is damaged")
+                    raise DamagedError(f"{path}: its checksum does not match its content; it is damaged")
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except FileNotFoundError as error:
         raise FileError(f"{path}: not found") from error

@@ -133,7 +133,7 @@ def walk(path: Path) -> Iterator[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"{path}: {error.filename} cannot be read ({error.strerror}); grant it, or move it away")
+        raise DataError(f"{path}: {error.filename} cannot be read ({error.strerror}); make it readable or move it away")
 
     entered: set[Path] = {path.resolve()}  # those behind links, besides
 
@@ -331,8 +331,8 @@ def images(path: Path, form: Form, refuse: bool = False) -> Splits:
     if not all(len(part) for part in parts):
         found = f"{len(pictures.names)}{f', and {_unread(pictures.skipped)}' if pictures.skipped else ''}"
         raise DataError(
-            f"{path}: expected enough pictures for training, validation and test, found {found}; their names decide, "
-            "and 50 or more are nearly always enough"
+            f"{path}: expected enough pictures for training, validation and test, found {found}; their names decide "
+            "which is which; add some: 50 or more are nearly always enough"
         )
     warn_of(pictures, path)
     return make_splits("images", parts, form)

@@ -57,7 +57,7 @@ def published(data_dir: Path | None) -> list[DataSet]:
             "statically binarized MNIST, 50,000 / 10,000 / 10,000 images of 28x28",
             mnist,
             folder,
-            f"downloaded where they are needed without --data-dir, {megabytes:.0f} MB together, from "
+            f"downloaded when needed, unless --data-dir is given, {megabytes:.0f} MB together, from "
             f"{first.url.removesuffix(first.name)}",
         ),
         DataSet(
@@ -65,7 +65,7 @@ def published(data_dir: Path | None) -> list[DataSet]:
             "45,000 / 5,000 / 10,000 colour images of 32x32",
             colour.cifar10_files(folder),
             folder,
-            f"downloaded where they are needed without --data-dir, 170 MB in one archive, from {colour.CIFAR10_URL}",
+            f"downloaded when needed, unless --data-dir is given, 170 MB in one archive, from {colour.CIFAR10_URL}",
         ),
         DataSet(
             "imagenet64",

@@ -410,7 +410,7 @@ def _quarters(size: tuple[int, int], count: int) -> tuple[int, int]:
     """An image's size (H, W) after so many layers that halve it exactly."""
     if any(length % 2**count for length in size):
         raise ValueError(
-            f"model.maps: expected so many that {size[0]}x{size[1]} can be halved by each, got {count} of them"
+            f"model.maps: expected few enough that each can halve {size[0]}x{size[1]} exactly, got {count} of them"
         )
     return size[0] // 2**count, size[1] // 2**count
 

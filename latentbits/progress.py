@@ -36,13 +36,13 @@ _SHOWN = {
 }
 _EXPLAINED = {
     "distance": "distance by the critic is how far samples are from data, in the critic's eyes",
-    "reconstruction": "reconstruction is nats for a training image given its soft bits, lower is better",
+    "reconstruction": "reconstruction is the loss on a training image given its soft bits, in nats, lower is better",
     "reconstruction_hard_bits": "validation reconstruction is the same for validation images given their most probable "
     "bits",
     "bound": "L_K + log Z is the bound of training images before log Z is subtracted, higher is better, but not "
     "comparable between epochs, because log Z moves",
     "effective_sample_size": "ESS is the effective number of the K samples",
-    "valid_nll": "valid NLL is nats for a validation image by a quick estimate, lower is better",
+    "valid_nll": "valid NLL is -log p(x) of a validation image in nats, by a quick estimate, lower is better",
 }
 """What figures of an epoch's line are; said once, before the first line that has them."""
 

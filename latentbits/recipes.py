@@ -86,7 +86,7 @@ def mnist_mlp() -> Config:
 
 
 def mnist_mlp_best() -> Config:
-    """The same networks and VIMCO, with what helped: elastic distortion, a sleep phase, K that rises, more epochs."""
+    """mnist-mlp with what helped: elastic distortion, a sleep phase, K that rises, more epochs."""
     return mnist_mlp().vary(
         "mnist-mlp-best",
         # both kinds of augmentation together lost least to the training set after stage 2; see docs/ablations.md
@@ -191,7 +191,7 @@ def mnist_resnet() -> Config:
 
 
 def cifar10_resnet() -> Config:
-    """The paper's residual networks on CIFAR-10 (Table 3): 64 to 256 maps, RBM 1024x2048, at last VIMCO."""
+    """The paper's residual networks on CIFAR-10 (Table 3): 64 to 256 maps, RBM 1024x2048, VIMCO at the end."""
     return Config(
         recipe="cifar10-resnet",
         data=DataConfig(name="cifar10"),
@@ -245,7 +245,7 @@ def cifar10_resnet() -> Config:
 
 
 def imagenet64_resnet() -> Config:
-    """The paper's residual networks on ImageNet at 64x64 (Figure 3b), scaled down otherwise than its; VIMCO at last."""
+    """The paper's residual networks on ImageNet at 64x64 (Figure 3b), scaled down another way; VIMCO at the end."""
     return cifar10_resnet().vary(
         "imagenet64-resnet",
         data={"name": "imagenet64"},
@@ -363,7 +363,7 @@ class _Schedule(NamedTuple):
 def my_images(
     kind: Literal["colour", "grey", "black-and-white"] = "colour", size: int = 32, images: int = 5000
 ) -> Config:
-    """Your own pictures: networks and epochs by what they are and how many there are."""
+    """Your own pictures: networks and epochs are chosen by their kind, size and number."""
     config = _black_and_white(size, images) if kind == "black-and-white" else _grey_or_colour(size, images)
     return config.vary("my-images", data={"name": "images", "kind": kind, "size": size})
 

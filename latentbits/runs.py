@@ -126,7 +126,9 @@ class Run:
         """
         run = cls(path)
         if not run.exists():
-            raise RunError(f"{run.path}: expected a run folder with config.json, found none; train one first")
+            raise RunError(
+                f"{run.path}: expected a run folder with config.json, found none; correct the path, or train one first"
+            )
         return run
 
     def exists(self) -> bool:
@@ -236,7 +238,7 @@ class Run:
         try:
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise RunError(f"{self.path}/.lock: cannot be written ({refusal(error)}); correct that") from error
+            raise RunError(f"{self.path}/.lock: cannot be written ({refusal(error)}); make it writable") from error
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -421,7 +423,7 @@ def read_weights(path: Path, module: torch.nn.Module) -> None:
         raise RunError(f"{path}: expected a file of weights, found a folder; name {path}/model.safetensors, say")
     if not path.is_file():
         there = ", ".join(sorted(other.stem for other in path.parent.glob("*.safetensors"))) or "none"
-        reason = "the run has not come so far, or the name is another"
+        reason = "the run has not got that far, or the name is wrong"
         raise RunError(f"{path}: not found; {reason} (weights there: {there})")
     check_fit(path, module)
     tensors, _ = read_sealed(path)

@@ -115,7 +115,7 @@ class Parts(NamedTuple):
         if self.objective is not None and prior == "normal":
             raise RunError("objective: is for latents that are bits, got model.prior=normal; give losses= instead")
         if (self.objective or self.losses) and not (config.warm_start.epochs or config.joint.epochs):
-            raise RunError("objective, losses: are for stage 3, which there is none of with joint.epochs=0")
+            raise RunError("objective, losses: are for stage 3, which joint.epochs=0 leaves out; set joint.epochs")
         if self.sampler is None:
             return
         if prior != "rbm" and not (self.model and isinstance(self.model.prior, RBM)):
@@ -385,8 +385,8 @@ class Session:
                 f"{self._where()}: the prior exploded: the free energies of data and chains came {self._gap:,.0f} nats "
                 f"apart, expected up to {self._most_gap:,.0f}; the last good checkpoint is kept. "
                 + (
-                    "The given sampler may be of another machine than it was given: look at the signs of its couplings "
-                    "and fields, and at its temperature"
+                    "The given sampler may not sample the RBM that it is given: check the signs of its couplings "
+                    "and fields, and its temperature"
                     if self.parts.sampler
                     else "Lower the prior's learning rate in a new run"
                 )

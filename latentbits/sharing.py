@@ -76,7 +76,9 @@ def check_empty(folder: Path) -> None:
         RunError: If it does.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder}: expected a new or an empty folder, found something else; nothing is overwritten")
+        raise RunError(
+            f"{folder}: expected a new or an empty folder, found something else; nothing is overwritten, name another"
+        )
 
 
 def evaluation_of(run: Run, weights: str) -> Record | None:
@@ -139,7 +141,7 @@ def evaluation_lines(record: Record) -> list[str]:
     """The evaluation as a table in Markdown, and how it was made."""
     evaluation, about = record
     lines = [
-        f"Negative log-likelihood of the {evaluation.split} split ({about['images']}), in nats an image:",
+        f"Negative log-likelihood of the {evaluation.split} split ({about['images']}), in nats per image:",
         "",
         *(["**These are other data than those that it was trained on.**", ""] if of_other_data(record) else []),
         f"| {' | '.join(EVALUATION_HEAD)} |",

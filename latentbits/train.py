@@ -257,7 +257,8 @@ def check_fit(model: LatentModel, splits: Splits) -> None:
             raise
         reason = " ".join(str(error).split())
         raise RunError(
-            f"model: does not fit images of {splits.form.dimensions} values, or its parts not each other ({reason})"
+            f"model: does not fit images of {splits.form.dimensions} values, or its parts do not fit each other "
+            f"({reason})"
         ) from error
 
 

@@ -34,7 +34,7 @@ class TrainOptions:
     Attributes:
         run: Run folder; runs/RECIPE if not given.
         resume: Go on from the run folder's checkpoint.
-        max_minutes: Stop, resumable, after so long, wherever training is then; no schedule becomes shorter by it.
+        max_minutes: Stop after so many minutes, wherever training is; --resume goes on. Schedules are not shortened.
         data_dir: Folder with the data set's published files, or folder or archive of your own images.
         device: Where to train, such as cpu or cuda.
         tensorboard: Write the metrics to RUN/tensorboard as well, for TensorBoard.
@@ -141,7 +141,7 @@ def to_go_on(run: Run) -> str:
 OF_PICTURES = """latentbits train my-images --data PICTURES [--size PIXELS] …
 
 --data (or --data-dir) names a folder, .tar or .zip of pictures; --size (or --data.size) is what they are scaled to.
-Networks and epochs are chosen by looking at the pictures; the defaults below are others.
+Networks and epochs are chosen by looking at the pictures; the defaults below may differ.
 """
 
 
@@ -188,7 +188,7 @@ def default_folder(recipe: str) -> Path:
         UsageError: If the name of the recipe, which a file may give, leads to another place than runs.
     """
     if recipe in ("", ".", "..") or Path(recipe).name != recipe:
-        raise UsageError(f"--run: expected a folder, for none can be named after the recipe {recipe!r}; name one")
+        raise UsageError(f"--run: got none, and no folder can be named after the recipe {recipe!r}; add --run FOLDER")
     return Path("runs") / recipe
 
 
@@ -210,7 +210,10 @@ def to_resume(args: Sequence[str], base: Config) -> Config | None:
         )
     if args[0] not in RECIPES and base != started:
         difference = describe_difference(started, base)
-        raise UsageError(f"{run.path}: was started with another configuration than {args[0]} ({difference})")
+        raise UsageError(
+            f"{run.path}: was started with another configuration than {args[0]} ({difference}); to go on with it: "
+            f"{to_go_on(run)}"
+        )
     return started
 
 
@@ -250,7 +253,7 @@ def look_at_pictures(args: Sequence[str]) -> tuple[folders.Description, Config]:
     """
     place, size = last_value(args, "--data-dir"), last_value(args, "--data.size") or str(DataConfig().size)
     if not place or place.startswith("--"):
-        raise UsageError("--data: expected images:PLACE, with a folder, .tar or .zip of pictures; name one")
+        raise UsageError("--data: expected a folder, .tar or .zip of pictures, got none; add --data PICTURES")
     kind = last_value(args, "--data.kind")
     try:
         asked = DataConfig.model_validate({"name": "images", "size": size} | ({"kind": kind} if kind else {}))

@@ -58,7 +58,7 @@ def test_networks_have_the_shapes_of_images():
     sizes = [tuple(m.weight.shape) for m in critic if isinstance(m, nn.Conv2d | nn.Linear)]
     assert sizes == [(8, 3, 4, 4), (16, 8, 4, 4), (32, 16, 4, 4), (1, 32 * 4 * 4)]
     for net in (lambda: DCCritic((1, 28, 28), maps), lambda: DCGenerator((1, 28, 28), maps, 10)):
-        with pytest.raises(ValueError, match="expected so many that 28x28 can be halved by each, got 3 of them"):
+        with pytest.raises(ValueError, match="expected few enough that each can halve 28x28 exactly, got 3 of them"):
             net()
 
 

@@ -147,7 +147,7 @@ def test_a_configurations_name_leads_to_no_other_folder(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text(Config(recipe=name).model_dump_json())
     assert main(["train", "config.json"]) == 2
-    assert f"--run: expected a folder, for none can be named after the recipe {name!r}" in capsys.readouterr().err
+    assert f"--run: got none, and no folder can be named after the recipe {name!r}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -661,7 +661,7 @@ def test_a_pretrained_model_is_sampled_by_its_name(run, tmp_path, monkeypatch, c
     assert main(["sample", "--pretrained", "tinny"]) == 2
     assert "--pretrained: expected one of tiny, got 'tinny'; did you mean tiny?" in capsys.readouterr().err
     assert main(["sample"]) == 2
-    assert "expected a run folder or --pretrained NAME" in capsys.readouterr().err
+    assert "sample: expected RUN or --pretrained MODEL, got neither" in capsys.readouterr().err
     with pytest.raises(lb.RunError, match="expected one of tiny, got 'none'"):
         lb.load_pretrained("none")
 

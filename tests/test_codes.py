@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_no_reason_to_refuse_weights(run, pictures, tmp_
     copy.checkpoint.write_bytes(content)
     assert main(["encode", str(copy.path), str(folder), "--out", str(tmp_path / "codes.npz")]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "it is damaged; whether the run is finished is not known. latentbits train … --resume mends it" in said
+    assert "it is damaged; so it is unknown whether the run finished. To repair it: latentbits train" in said
     assert main(["report", str(copy.path), "--diagnostics-seconds", "0", "--gibbs-steps", "3"]) == 0
 
 
@@ -308,7 +308,7 @@ def test_what_has_no_latents_or_does_not_fit_is_refused(run, pictures, tmp_path,
     assert "expected a model with an encoder and a decoder, found a RBM" in capsys.readouterr().err
     lb.save_codes(tmp_path / "wide.npz", Codes(torch.ones(3, 9), ["a", "b", "c"]))
     assert main(["decode", str(run.path), str(tmp_path / "wide.npz"), "--out", str(tmp_path / "d")]) == 2
-    assert "expected 8 bits each for this model, got 9" in capsys.readouterr().err
+    assert "CODES: expected 8 latents per code, got 9" in capsys.readouterr().err
     assert main(["encode", "mnist-mlp-bets", str(folder)]) == 2
     assert "did you mean mnist-mlp-best" in capsys.readouterr().err
     assert main(["score", str(run.path), "--samples", "1", "--out", str(tmp_path / "s.csv")]) == 2

@@ -246,7 +246,7 @@ def test_a_doubt_does_not_blame_an_exact_log_partition(model, x):
     assert evaluation.log_partition.method == "exact"
     far = evaluation.likelihood_raise.model_copy(update={"difference": 0.5, "difference_standard_error": 0.01})
     (found,) = doubts(evaluation.model_copy(update={"likelihood_raise": far}))
-    assert "log Z is exact, so RAISE has not arrived" in found
+    assert "log Z is exact, so RAISE has not converged" in found
 
 
 @pytest.mark.parametrize("wrong", [lambda x: 255 * x, lambda x: x - 0.5, lambda x: x * torch.nan])

@@ -478,7 +478,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
         return torch.nn.Linear(*sizes)
 
     model = lb.LatentModel(lb.Scaled(plain(encoder)), plain(decoder), lb.RBM(prior, 6))
-    with pytest.raises(lb.RunError, match="model: does not fit images of 64 values, or its parts not each other"):
+    with pytest.raises(lb.RunError, match="model: does not fit images of 64 values, or its parts do not fit"):
         lb.train(tiny(), tmp_path / "run", model=model, quiet=True)
     assert not (tmp_path / "run").exists()
 

@@ -301,7 +301,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, files, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    says = r"locked cannot be read \(Permission denied\); grant it, or move it away"
+    says = r"locked cannot be read \(Permission denied\); make it readable or move it away"
     with pytest.raises(DataError, match=says):
         folders.read_pictures(tmp_path / "pictures", SQUARE)
     assert re.search(says, inventory.own_pictures(tmp_path / "pictures"))  # where other data are listed as well
@@ -387,7 +387,7 @@ def test_own_pictures_are_trained_by_what_they_are(tmp_path, kind, capsys):
 
 def test_own_pictures_need_a_place_and_a_size(tmp_path, capsys):
     assert main(["train", "my-images"]) == 2
-    no_place = "--data: expected images:PLACE, with a folder, .tar or .zip of pictures; name one"
+    no_place = "--data: expected a folder, .tar or .zip of pictures, got none; add --data PICTURES"
     assert no_place in capsys.readouterr().err
     for empty in (["--data", "images:"], ["--data="], ["--data", "--run", str(tmp_path / "run")]):
         assert main(["train", "my-images", *empty]) == 2

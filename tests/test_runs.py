@@ -118,7 +118,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(RunError, match=r"expected a run folder with config.json, found none"):
         load(tmp_path)
     Run.create(tmp_path, Config())
-    with pytest.raises(RunError, match=r"model.safetensors: not found; the run has not come so far"):
+    with pytest.raises(RunError, match=r"model.safetensors: not found; the run has not got that far"):
         load(tmp_path)
     save_file({"other": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(RunError, match="does not hold the weights of this run's model"):
