@@ -87,7 +87,7 @@ def train(
             generator to :class:`~latentbits.Losses`.
 
     Returns:
-        The run folder; ``finished`` says whether it came to its end.
+        The run folder; ``finished`` says whether it came to its end, ``interrupted`` whether a signal stopped it.
 
     Raises:
         RunError: If the folder holds a run already, or another one than is to be resumed; if parts do not fit; or if
