@@ -142,12 +142,8 @@ def _binarized_mnist(data_dir: Path | None) -> Splits:
 
 def find(file: AmatFile, data_dir: Path | None) -> Path | None:
     """Where a published file lies, plain or gzipped: in the folder given or among earlier downloads."""
-    folders = [cache_dir()] if data_dir is None else [data_dir]
-    for folder in folders:
-        for path in (folder / file.name, folder / f"{file.name}.gz"):
-            if path.is_file():
-                return path
-    return None
+    folder = cache_dir() if data_dir is None else data_dir
+    return next((path for path in (folder / file.name, folder / f"{file.name}.gz") if path.is_file()), None)
 
 
 def _find_or_download(file: AmatFile, data_dir: Path | None) -> Path:
