@@ -510,7 +510,8 @@ def test_every_recipes_command_gives_its_configuration_back(name):
     config = RECIPES[name].make()
     assert command_for(config) == ["latentbits", "train", name]
     values = config.model_dump() | {"seed": 7, "weights": "it's a file.safetensors"}
-    values["model"] |= {"fully_connected": not config.model.fully_connected, "layers": (), "maps": (3, 4)}
+    values["model"] |= {"fully_connected": not config.model.fully_connected, "layers": ()}
+    values["model"] |= {"maps": (3, 4), "encoder_maps": ()}
     values["autoencoder"] |= {"learning_rate": 1e-5, "scales": (0.5,)}
     values["validation"] |= {"keep": 3}
     changed = Config.model_validate(values)
