@@ -26,7 +26,18 @@ from typing import cast
 
 import numpy as np
 
-from .splits import DataError, Form, Splits, cache_dir, download, make_splits, read_cached, read_file, write_cached
+from .splits import (
+    DataError,
+    Form,
+    Splits,
+    cache_dir,
+    download,
+    make_splits,
+    plain_or_packed,
+    read_cached,
+    read_file,
+    write_cached,
+)
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -58,7 +69,7 @@ def cifar10(data_dir: Path | None) -> Splits:
 def _batches(data_dir: Path | None) -> Iterator[tuple[str, bytes]]:
     """Name and content of each batch, the test batch last."""
     folder = cache_dir() if data_dir is None else data_dir
-    files = {name: _find(folder, name) for name in CIFAR10_BATCHES}
+    files = {name: plain_or_packed(folder / name, ".xz") for name in CIFAR10_BATCHES}
     if all(files.values()):
         yield from ((str(path), _unpacked(path)) for path in files.values() if path is not None)
         return
@@ -77,11 +88,8 @@ def _batches(data_dir: Path | None) -> Iterator[tuple[str, bytes]]:
 def cifar10_files(folder: Path) -> dict[str, Path | None]:
     """Where each batch lies in a folder: plain, xz-compressed or in the published archive."""
     archive = folder / CIFAR10_ARCHIVE
-    return {name: _find(folder, name) or (archive if archive.is_file() else None) for name in CIFAR10_BATCHES}
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.xz") if path.is_file()), None)
+    published = archive if archive.is_file() else None
+    return {name: plain_or_packed(folder / name, ".xz") or published for name in CIFAR10_BATCHES}
 
 
 def _unpacked(path: Path) -> bytes:

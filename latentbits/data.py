@@ -21,7 +21,18 @@ import numpy as np
 from .colour import CIFAR10_FORM, IMAGENET64_FORM, cifar10, imagenet64
 from .config import DataConfig
 from .folders import images, natural64, square_form
-from .splits import DataError, Form, Splits, cache_dir, download, make_splits, read_cached, read_file, write_cached
+from .splits import (
+    DataError,
+    Form,
+    Splits,
+    cache_dir,
+    download,
+    make_splits,
+    plain_or_packed,
+    read_cached,
+    read_file,
+    write_cached,
+)
 
 
 class AmatFile(NamedTuple):
@@ -142,8 +153,7 @@ def _binarized_mnist(data_dir: Path | None) -> Splits:
 
 def find(file: AmatFile, data_dir: Path | None) -> Path | None:
     """Where a published file lies, plain or gzipped: in the folder given or among earlier downloads."""
-    folder = cache_dir() if data_dir is None else data_dir
-    return next((path for path in (folder / file.name, folder / f"{file.name}.gz") if path.is_file()), None)
+    return plain_or_packed((cache_dir() if data_dir is None else data_dir) / file.name, ".gz")
 
 
 def _find_or_download(file: AmatFile, data_dir: Path | None) -> Path:

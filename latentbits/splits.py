@@ -135,6 +135,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("LATENTBITS_CACHE") or pooch.os_cache("latentbits"))
 
 
+def plain_or_packed(path: Path, ending: str) -> Path | None:
+    """The file itself, or else the one that is compressed, whose name goes on with the ending; None without either."""
+    return next((each for each in (path, path.with_name(path.name + ending)) if each.is_file()), None)
+
+
 def download(name: str, url: str, sha256: str) -> Path:
     """Download a published file into the cache, checked.
 
