@@ -25,7 +25,6 @@ from side_by_side import (
     ais_agreement,
     ais_group,
     alternate,
-    decoder_group,
     gibbs_group,
     mixture_group,
     summarize,
@@ -46,7 +45,6 @@ def side_by_side(rounds: int) -> dict[str, Any]:
         "AIS temperature, 5,000 chains, 200x400": ais_group(200, 400, 5000, 100),
         "VIMCO step, MLP, K = 50, batch 100": vimco_group(50, 100),
         "Mixture of ten logistics, 32x32, value and gradient, an image": mixture_group(32),
-        "MNIST ResNet's decoder, forward and backward, a row": decoder_group(128),
     }
     results = {}
     for title, (contenders, units) in groups.items():

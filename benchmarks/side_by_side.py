@@ -16,7 +16,7 @@ from latentbits.distributions import LogisticMixture
 from latentbits.gibbs import bfloat16_products
 from latentbits.model import build
 from latentbits.objectives import joint_losses
-from latentbits.recipes import mnist_mlp, mnist_resnet
+from latentbits.recipes import mnist_mlp
 from latentbits.splits import Form
 
 Contenders = dict[str, Callable[[], object]]
@@ -152,20 +152,3 @@ def mixture_group(images: int) -> tuple[Contenders, int]:
         "plain PyTorch": lambda: step(lambda: plain_mixture(x, parameters)),
         "latentbits": lambda: step(lambda: LogisticMixture(parameters).log_prob(x)),
     }, images
-
-
-def decoder_group(rows: int) -> tuple[Contenders, int]:
-    """The MNIST ResNet's decoder, forward and backward."""
-    z = torch.bernoulli(torch.full((rows, 200), 0.5), generator=torch.Generator().manual_seed(0))
-    models = {}
-    for precision in ("float32", "bfloat16"):
-        config = mnist_resnet().model.model_copy(update={"precision": precision})
-        models[precision] = build(config, Form(1, 28, 28), torch.Generator().manual_seed(0))
-
-    def step(precision: str) -> None:
-        model = models[precision]
-        assert isinstance(model, LatentModel)
-        model.zero_grad()
-        model.decoder(z).sum().backward()
-
-    return {precision: lambda precision=precision: step(precision) for precision in models}, rows

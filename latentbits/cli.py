@@ -41,6 +41,7 @@ from .evaluate import Counts, check_counts, evaluate, exact_log_partition
 from .figures import Evaluation
 from .files import FileError, fingerprint, write_atomically
 from .model import WGAN, LatentModel
+from .nets import note_on_precision
 from .progress import Display, printable
 from .rbm import RBM
 from .recipes import RECIPES
@@ -122,6 +123,8 @@ def evaluate_run(
         unfinished = place_of_unfinished(folder, weights, split, images, counts, schedule, seed)
         started = time.monotonic()
         with Display(quiet=not is_first) as display:
+            if note := note_on_precision(folder.config.model.precision, torch.device(device)):
+                display.note(note)
             generator = torch.Generator(device).manual_seed(seed)
             evaluation = evaluate(model, x, split, counts, schedule, generator, display.share, unfinished)
         distributed.wait()  # for what others still write there, before it is taken away

@@ -78,7 +78,9 @@ class ModelConfig(Section):
     components: int = Field(10, ge=1, description="logistics in a pixel's mixture, for images of 256 levels")
     norm: Literal["weight", "batch", "none"] = Field("weight", description="normalization in a resnet")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of a resnet's layers, in training and evaluation alike; parameters are kept in float32"
+        "float32",
+        description="of a resnet's layers, in training and evaluation alike, where the processor has it, else float32; "
+        "parameters are kept in float32",
     )
     activation: Literal["elu", "relu", "leaky-relu"] = Field("elu", description="between layers")
     latent: int = Field(200, ge=1, description="latent bits M, the RBM's visible layer")

@@ -7,7 +7,9 @@ too, to the size that the encoder had there (28, 14, 7, 4 and back).
 """
 
 import contextlib
+import platform
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -194,9 +196,41 @@ class ResidualBlock(nn.Module):
         return y
 
 
+@cache
+def has_bfloat16_arithmetic() -> bool:
+    """Whether this CPU computes in bfloat16 (AMX, AVX-512 BF16).
+
+    Elsewhere PyTorch emulates it: on a processor of AVX2 a residual decoder took six times as long as in float32.
+    """
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16", False) or able.get("avx512_bf16", False))
+
+
+@cache
+def processor() -> str:
+    """This CPU's name, and which of its instructions PyTorch's operations and the networks' layers are made of."""
+    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}{' and bfloat16' * has_bfloat16_arithmetic()}"
+
+
+def works_in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether layers of that precision work in bfloat16 on a device, or in float32: faster where it is emulated."""
+    return precision == "bfloat16" and (device.type != "cpu" or has_bfloat16_arithmetic())
+
+
 def in_precision(precision: str, device: torch.device) -> torch.autocast:
-    """A context in which layers work in bfloat16, if that is the precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    """A context in which layers work in bfloat16, if that is the precision and the device has it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=works_in_bfloat16(precision, device))
+
+
+def note_on_precision(precision: str, device: torch.device) -> str:
+    """What to tell people where layers work in another precision than was asked for; empty where they do not."""
+    if precision == "float32" or works_in_bfloat16(precision, device):
+        return ""
+    return (
+        "this processor has no bfloat16 arithmetic (AMX or AVX-512 BF16), so the networks work in float32, "
+        "which is faster here: expect more time than the pages say, and values that differ by rounding"
+    )
 
 
 def normalized(layer: nn.Module, norm: str, first_spread: float = 1.0) -> nn.Module:
@@ -216,7 +250,7 @@ class ResNetEncoder(nn.Module):
         fully_connected: Whether a linear layer follows the blocks.
         norm: "weight", "batch" or "none".
         activation: One of "elu", "relu" and "leaky-relu".
-        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs.
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where the processor has it.
         levels: Of the data: they are scaled from [0, levels - 1] to [-1, 1].
     """
 
@@ -279,7 +313,7 @@ class ResNetDecoder(nn.Module):
         fully_connected: Whether a linear layer comes before the blocks.
         norm: "weight", "batch" or "none".
         activation: One of "elu", "relu" and "leaky-relu".
-        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs.
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where the processor has it.
 
     Attributes:
         elements: Size of the largest tensor that it makes for one of the latents' rows, about.
@@ -359,7 +393,7 @@ class DCGenerator(nn.Sequential):
         image: Channels, height and width; D is their product.
         maps: Feature maps of the critic's layers, which are used from the last to the first.
         inputs: M.
-        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs.
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where the processor has it.
     """
 
     def __init__(
@@ -387,7 +421,7 @@ class DCCritic(nn.Sequential):
     Arguments:
         image: Channels, height and width; D is their product.
         maps: Feature maps of the layers, each of which halves the image.
-        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs.
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where the processor has it.
     """
 
     def __init__(self, image: tuple[int, int, int], maps: Sequence[int], precision: str = "float32") -> None:

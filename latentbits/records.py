@@ -17,6 +17,7 @@ import torch
 from . import __version__, distributed
 from .figures import NLL, Evaluation, doubts
 from .files import DamagedError, FileError, append_line, read_text, write_json
+from .nets import processor
 from .runs import Run, RunError
 from .splits import Splits
 
@@ -44,7 +45,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "machine": {
-            "processor": platform.machine(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "processes": distributed.world().size,

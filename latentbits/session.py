@@ -23,6 +23,7 @@ from .events import Events
 from .files import SECONDS_BETWEEN_CHECKPOINTS, fingerprint, load_state
 from .fused import default_generator, fork
 from .model import GaussianModel, LatentModel, Model
+from .nets import processor
 from .objectives import LossesFunction, SignalFunction
 from .progress import STAGE_TITLES, Display
 from .rbm import RBM, BernoulliPrior, NormalPrior, Prior, not_finite
@@ -234,12 +235,12 @@ class State:
 
 
 def origin(config: Config, splits: Splits) -> dict[str, Any]:
-    """What a run's bits depend on: configuration and data, and as far as rounding goes versions and threads."""
+    """What a run's bits depend on: configuration, data, and as far as rounding goes versions, processor and threads."""
     return {
         "config": config.model_dump_json(),
         "data": splits.checksum,
         "rounding": f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{distributed.world().size} processes, {splits.train.device.type}",
+        f"{distributed.world().size} processes, {splits.train.device.type}, {processor()}",
     }
 
 
@@ -247,7 +248,7 @@ def check_origin(saved: dict[str, Any], now: dict[str, Any], path: Path, display
     """Compare a checkpoint's origin with the present one.
 
     Raises:
-        RunError: If configuration or data differ; another version or number of threads is only noted.
+        RunError: If configuration or data differ; another version, processor or number of threads is only noted.
     """
     # settings that a newer version has brought are at their defaults in both
     before, after = (Config.model_validate_json(each["config"]) for each in (saved, now))

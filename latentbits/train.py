@@ -28,7 +28,7 @@ from .evaluate import fit_prior_base
 from .events import Events, check_tensorboard
 from .joint import train_joint
 from .model import WGAN, LatentModel, build
-from .nets import MLP, Network, evaluating, full_float32, initialize_by_data
+from .nets import MLP, Network, evaluating, full_float32, initialize_by_data, note_on_precision
 from .objectives import LossesFunction, SignalFunction
 from .pretrain import train_autoencoder, train_rbm
 from .progress import Display
@@ -129,6 +129,8 @@ def train(
         session = Session(folder, config, state, splits, deadline, display, parts, events)
         if begins and config.weights:
             note_weights(session, Path(config.weights))
+        if note := note_on_precision(config.model.precision, torch.device(device)):
+            display.note(note)
         distributed.wait()  # for the folder, and for all to have read the checkpoint before one replaces it
         if begins:
             session.checkpoint()  # from here on, weights without a checkpoint are never a run that can start again

@@ -11,6 +11,8 @@ import faults
 import pytest
 import torch
 
+from latentbits import nets
+
 gibbs = import_module("latentbits.gibbs")  # the package exports a function of the same name
 
 
@@ -27,6 +29,12 @@ def set_bfloat16_units(monkeypatch):
     """A function that says whether this CPU has bfloat16 matrix units; without them the products run too."""
     monkeypatch.setattr(gibbs, "FEWEST_CHAINS_FOR_TWO_TERMS", 1)
     return lambda present: monkeypatch.setattr(gibbs, "has_bfloat16_units", lambda: present)
+
+
+@pytest.fixture
+def set_bfloat16_arithmetic(monkeypatch):
+    """A function that says whether this CPU computes in bfloat16; without it PyTorch emulates it for the networks."""
+    return lambda present: monkeypatch.setattr(nets, "has_bfloat16_arithmetic", lambda: present)
 
 
 @pytest.fixture(params=["two terms", "fused", "plain"])

@@ -11,7 +11,14 @@ from checks import seeded
 from latentbits.config import ModelConfig
 from latentbits.data import form_of
 from latentbits.model import build
-from latentbits.nets import ResidualBlock, ResNetDecoder, ResNetEncoder, halvings, initialize_by_data
+from latentbits.nets import (
+    ResidualBlock,
+    ResNetDecoder,
+    ResNetEncoder,
+    halvings,
+    initialize_by_data,
+    note_on_precision,
+)
 from latentbits.recipes import RECIPES
 from latentbits.splits import Form
 
@@ -268,8 +275,9 @@ def test_without_a_fully_connected_layer_the_output_takes_every_value():
 
 
 @pytest.mark.parametrize("fully_connected", [True, False])
-def test_bfloat16_networks_are_the_same_functions_less_exactly(fully_connected):
+def test_bfloat16_networks_are_the_same_functions_less_exactly(fully_connected, set_bfloat16_arithmetic):
     """Values and gradients stay near those in float32, come in float32, and are not the same ones."""
+    set_bfloat16_arithmetic(True)
     form, maps, latent = (1, 12, 12), (8, 16), 144
     x = torch.bernoulli(torch.full((64, 144), 0.4), generator=seeded(11))
     z = torch.bernoulli(torch.full((64, latent), 0.5), generator=seeded(12))
@@ -291,6 +299,21 @@ def test_bfloat16_networks_are_the_same_functions_less_exactly(fully_connected):
         for one, other in zip(exact, rounded, strict=True):
             error = float((one - other).norm() / one.norm())
             assert 1e-4 < error < 0.05
+
+
+def test_bfloat16_networks_work_in_float32_where_it_would_be_emulated(set_bfloat16_arithmetic):
+    """As on CPUs of AVX2; a GPU is asked nothing."""
+    x = torch.bernoulli(torch.full((4, 144), 0.4), generator=seeded(11))
+    encoder = ResNetEncoder((1, 12, 12), (8, 16), 144)
+    exact = encoder(x)
+    encoder.precision = "bfloat16"
+    set_bfloat16_arithmetic(False)
+    assert torch.equal(encoder(x), exact)
+    assert "float32" in note_on_precision("bfloat16", torch.device("cpu"))
+    assert not note_on_precision("bfloat16", torch.device("cuda"))
+    set_bfloat16_arithmetic(True)
+    assert not torch.equal(encoder(x), exact)
+    assert not note_on_precision("bfloat16", torch.device("cpu"))
 
 
 def test_one_image_leaves_weights_finite():
