@@ -173,6 +173,11 @@ class _Bound(NamedTuple):
     effective_sample_size: Tensor
     z: Tensor
 
+    @classmethod
+    def summed(cls, sums: ImportanceSums) -> "_Bound":
+        """By importance sums."""
+        return cls(sums.samples, sums.log_mean, sums.variance, sums.effective_sample_size, sums.z)
+
     def of(self, rows: Tensor) -> "_Bound":
         """The same of some images, by their positions (n,)."""
         each = self.log_p[rows], self.variance[rows], self.effective_sample_size[rows]
@@ -256,16 +261,13 @@ def _evaluate(
     if log_z is None:
         raise ValueError("evaluate: counts.chains=0 leaves log Z unknown, and the RBM is too large to enumerate")
 
-    fewer = None
     raises = isinstance(prior, RBM) and counts.raise_temperatures > 0 and counts.raise_images > 0
     keep = counts.raise_resampled if raises else 0
     refined = None
     if isinstance(model, LatentModel) and counts.refine_steps:
         refined = _refined(model, x, counts.refine_steps, generator, report, checkpoints)
-    bound = _bound(model, x, counts.samples, keep, generator, report, checkpoints, refined)
-    if isinstance(model, LatentModel) and counts.samples >= 20:
-        few = _bound(model, x, counts.samples // 10, 0, generator, report, checkpoints, refined)
-        fewer = _likelihood(few, log_z.value, log_z.standard_error, x.shape[1])
+    tenth = counts.samples // 10 if counts.samples >= 20 else 0
+    bound, few = _bound(model, x, counts.samples, keep, generator, tenth, report, checkpoints, refined)
     raised = None
     if raises:
         assert isinstance(prior, RBM)
@@ -277,7 +279,7 @@ def _evaluate(
         log_partition=log_z,
         log_partition_ais=annealed if log_z.method == "exact" else None,
         likelihood=_likelihood(bound, log_z.value, log_z.standard_error, x.shape[1]),
-        likelihood_fewer_samples=fewer,
+        likelihood_fewer_samples=few and _likelihood(few, log_z.value, log_z.standard_error, x.shape[1]),
         likelihood_raise=raised,
         refine_steps=counts.refine_steps,
     )
@@ -326,32 +328,35 @@ def _bound(
     samples: int,
     keep: int,
     generator: torch.Generator | None,
+    fewer: int = 0,
     report: Report = ignore,
     checkpoints: Path | None = None,
     parameters: Tensor | None = None,
-) -> _Bound:
-    """L_K + log Z of data x (N, D), in parts that processes share out; an RBM over the data needs no samples.
+) -> tuple[_Bound, _Bound | None]:
+    """L_K + log Z of data x (N, D), in parts that processes share out, and the same with fewer of the samples.
+
+    An RBM over the data needs no samples.
 
     Posteriors are the encoder's, or those of given parameters (N, outputs of the encoder).
     """
     if isinstance(model, RBM):
         x = x.to(model.visible_bias.detach())
         log_f = -model.free_energy(x).double()
-        return _Bound(0, log_f, torch.zeros_like(log_f), torch.zeros_like(log_f), x.expand(keep, -1, -1))
+        return _Bound(0, log_f, torch.zeros_like(log_f), torch.zeros_like(log_f), x.expand(keep, -1, -1)), None
     key = draw_key(generator)
     given = () if parameters is None else (parameters,)
-    path = _unfinished("sums", checkpoints, key, samples, keep, x, *given, *model.state_dict().values())
+    path = _unfinished("bound", checkpoints, key, samples, keep, fewer, x, *given, *model.state_dict().values())
     parts = _Parts(len(x), keep, model.prior, path)
     for number, rows in _parts_to_do(x, samples, parts.done):
         tell = of_whole(lambda share: report(f"bound with K = {samples:,}", share, ""), rows, len(x))
         tell(0.0)
         own = None if parameters is None else parameters[rows]
-        parts.put(rows, model.importance_sums(x[rows], samples, keep, fork(key, number, x.device), tell, own))
-    # a process's rows are zeros in the others
-    merged = (distributed.total(each) for each in (parts.log_sum, parts.log_sum_squares, parts.variance, parts.z))
-    sums = ImportanceSums(samples, *merged)
+        stream = fork(key, number, x.device)
+        parts.put(rows, model.importance_sums(x[rows], samples, keep, stream, tell, own, fewer))
+    sums, z = distributed.total(parts.sums), distributed.total(parts.z)  # a process's rows are zeros in the others
     parts.unfinished.write(parts.state, finished=True)
-    return _Bound(samples, sums.log_mean, sums.variance, sums.effective_sample_size, sums.z)
+    few = _Bound.summed(ImportanceSums.of(fewer, sums[1], z[:0])) if fewer else None
+    return _Bound.summed(ImportanceSums.of(samples, sums[0], z)), few
 
 
 def _parts_to_do(x: Tensor, samples: int, done: Tensor) -> Iterator[tuple[int, slice]]:
@@ -400,7 +405,7 @@ def _refined(
 
 
 class _Parts:
-    """Importance sums of N data, which come in parts and are written down every minute.
+    """Importance sums of N data, of all samples and of the first; they come in parts and are written down every minute.
 
     Arguments:
         count: N.
@@ -411,25 +416,23 @@ class _Parts:
 
     def __init__(self, count: int, keep: int, prior: Prior, path: Path | None) -> None:
         like = prior.visible_bias.detach()
-        self.log_sum = torch.zeros(count, dtype=torch.float64, device=like.device)
-        self.log_sum_squares, self.variance = self.log_sum.clone(), self.log_sum.clone()
+        self.sums = like.new_zeros(2, 3, count, dtype=torch.float64)
         self.z = like.new_zeros(keep, count, prior.visible)
         self.done, self.unfinished = torch.zeros(count, dtype=torch.bool), Unfinished(path)
         if saved := self.unfinished.read():
-            sums = (saved[name].to(like.device) for name in ("log_sum", "squares", "variance"))
-            self.log_sum, self.log_sum_squares, self.variance = sums
-            self.z, self.done = saved["z"].to(self.z), saved["done"]
+            self.sums, self.z, self.done = saved["sums"].to(like.device), saved["z"].to(self.z), saved["done"]
 
     def put(self, rows: slice, sums: ImportanceSums) -> None:
         """Add the sums of some rows."""
-        _, self.log_sum[rows], self.log_sum_squares[rows], self.variance[rows], self.z[:, rows] = sums
+        self.sums[0, :, rows], self.z[:, rows] = sums.summary, sums.z
+        if sums.fewer:
+            self.sums[1, :, rows] = sums.fewer.summary
         self.done[rows] = True
         self.unfinished.write(self.state)
 
     def state(self) -> dict[str, Tensor]:
         """What is written down."""
-        sums = {"log_sum": self.log_sum, "squares": self.log_sum_squares, "variance": self.variance}
-        return {**sums, "z": self.z.bool(), "done": self.done}
+        return {"sums": self.sums, "z": self.z.bool(), "done": self.done}
 
 
 def _raise(
@@ -492,5 +495,5 @@ def quick_nll(
     fit_prior_base(model, x_base)
     log_z = log_partition(prior, config.ais_chains, config.ais_temperatures, generator)
     x = some_of(x, config.images)
-    bound = _bound(model, x, config.samples, 0, generator)
+    bound, _ = _bound(model, x, config.samples, 0, generator)
     return -float(bound.log_p.mean() - log_z.value), log_z.standard_error

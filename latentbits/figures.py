@@ -88,7 +88,7 @@ class Evaluation(Frozen):
         log_partition: Exact where it can be, else by AIS.
         log_partition_ais: Beside an exact one, where AIS was run too.
         likelihood: The bound L_K, or of an RBM over the data the likelihood itself.
-        likelihood_fewer_samples: The same bound with K / 10.
+        likelihood_fewer_samples: The same bound with the first K / 10 of the samples.
         likelihood_raise: From the other side, where RAISE was run.
         refine_steps: Gradient steps on each image's posterior before it was sampled, for all of these; 0 for none.
     """

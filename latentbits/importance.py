@@ -39,6 +39,7 @@ class ImportanceSums(NamedTuple):
         log_sum_squares: log sum_i w_i^2, float64, with shape (B,).
         variance: Monte-Carlo variance of the log of the mean weight, by the jackknife, with shape (B,); K = 1: NaN.
         z: Samples drawn from the normalised weights, with shape (m, B, M).
+        fewer: The same of the first samples alone, without any z, if it was asked for.
     """
 
     samples: int
@@ -46,6 +47,18 @@ class ImportanceSums(NamedTuple):
     log_sum_squares: Tensor
     variance: Tensor
     z: Tensor
+    fewer: "ImportanceSums | None" = None
+
+    @classmethod
+    def of(cls, samples: int, summary: Tensor, z: Tensor, fewer: "ImportanceSums | None" = None) -> "ImportanceSums":
+        """Of K, a summary (3, B) and samples z (m, B, M)."""
+        log_sum, log_sum_squares, variance = summary
+        return cls(samples, log_sum, log_sum_squares, variance, z, fewer)
+
+    @property
+    def summary(self) -> Tensor:
+        """Log of the sum of all K weights, of that of their squares, and the variance, with shape (3, B)."""
+        return torch.stack([self.log_sum, self.log_sum_squares, self.variance])
 
     @property
     def log_mean(self) -> Tensor:
@@ -78,10 +91,23 @@ class LargestWeights:
             self.log_rest = torch.logaddexp(self.log_rest, rest.logsumexp(0))
             self.log_rest_squares = torch.logaddexp(self.log_rest_squares, (2 * rest).logsumexp(0))
 
+    @property
+    def log_sum(self) -> Tensor:
+        """log sum_i w_i, with shape (B,)."""
+        return torch.cat([self.largest, self.log_rest[None]]).logsumexp(0)
+
+    @property
+    def log_sum_squares(self) -> Tensor:
+        """log sum_i w_i^2, with shape (B,)."""
+        return torch.cat([2 * self.largest, self.log_rest_squares[None]]).logsumexp(0)
+
+    def summary(self, samples: int) -> Tensor:
+        """As that of :class:`ImportanceSums`, with shape (3, B)."""
+        return torch.stack([self.log_sum, self.log_sum_squares, self.variance(samples)])
+
     def variance(self, samples: int) -> Tensor:
         """Of the log of the mean of all K weights, by the jackknife, with shape (B,); NaN for K = 1."""
-        every = torch.cat([self.largest, self.log_rest[None]])
-        log_sum = every.logsumexp(0)
+        every, log_sum = torch.cat([self.largest, self.log_rest[None]]), self.log_sum
         itself = torch.eye(len(every), dtype=torch.bool, device=every.device)[:-1, :, None]
         without = every.expand(len(every) - 1, -1, -1).masked_fill(itself, -torch.inf).logsumexp(1)
         change = without - log_sum  # l_i - l, (n, B)

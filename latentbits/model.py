@@ -11,6 +11,7 @@ wherever weights are normalised and is estimated once wherever they are not.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -259,6 +260,7 @@ class LatentModel(nn.Module):
         generator: torch.Generator | None = None,
         progress: Callable[[float], None] | None = None,
         parameters: Tensor | None = None,
+        fewer: int = 0,
     ) -> ImportanceSums:
         """Draw K posterior samples for each datum in chunks, keeping sums of their weights and a few of them.
 
@@ -270,13 +272,17 @@ class LatentModel(nn.Module):
             progress: Told after each chunk what share of all, between 0 and 1, is done.
             parameters: Of the posteriors to draw from, as of :func:`latentbits.refine`, with shape (B, outputs of the
                 encoder); the encoder's own if None.
+            fewer: Give the sums of the first so many samples too; 0 for not.
 
         Raises:
             TypeError: If a count is no whole number.
-            ValueError: If x has another shape, no rows, or values that p(x | z) is not of.
+            ValueError: If x has another shape, no rows, or values that p(x | z) is not of; or ``fewer`` is above K.
         """
         check_count("samples", samples)
         check_count("keep", keep, 0)
+        check_count("fewer", fewer, 0)
+        if fewer > samples:
+            raise ValueError(f"fewer: expected at most samples={samples}, got {fewer}")
         self.check_data("x", x)
         if not len(x):
             raise ValueError("x: expected one row or more, got none")
@@ -287,9 +293,9 @@ class LatentModel(nn.Module):
                 rows = slice(first, min(first + at_once, len(x)))
                 q = self.posterior(x[rows]) if parameters is None else self.posterior_of(parameters[rows])
                 tell = of_whole(progress, rows, len(x))
-                parts.append(self._importance_sums(x[rows], q, samples, keep, generator, tell))
-        merged = (torch.cat(part, -2 if part[0].dim() == 3 else 0) for part in zip(*parts, strict=True))
-        return ImportanceSums(samples, *merged)
+                parts.append(self._importance_sums(x[rows], q, samples, keep, fewer, generator, tell))
+        sums, sums_of_first, z = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        return ImportanceSums.of(samples, sums, z, ImportanceSums.of(fewer, sums_of_first, z[:0]) if fewer else None)
 
     def _importance_sums(
         self,
@@ -297,36 +303,36 @@ class LatentModel(nn.Module):
         q: Bits,
         samples: int,
         keep: int,
+        fewer: int,
         generator: torch.Generator | None,
         tell: Callable[[float], None],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Summaries (3, B) of all samples and of the first ones, and samples that are kept (m, B, M)."""
         B, M = x.shape[0], self.prior.visible
-        log_sum = x.new_full((B,), -torch.inf, dtype=torch.float64)
-        log_sum_squares, largest = log_sum.clone(), LargestWeights(log_sum)
-        kept = x.new_zeros(keep, B, M)
+        weights = LargestWeights(x.new_zeros(B, dtype=torch.float64))
+        sums_of_first, kept = x.new_zeros(3, B, dtype=torch.float64), x.new_zeros(keep, B, M)
         chunk = max(1, elements_on(x, ELEMENTS_PER_CHUNK) // (len(x) * self._elements(x)))
-        for first in range(0, samples, chunk):
-            z = q.sample((min(chunk, samples - first),), generator)
+        for done, after in pairwise(sorted({*range(0, samples, chunk), fewer, samples})):
+            z = q.sample((after - done,), generator)
             if z.shape[-1] != M:  # a prior of independent latents would take any number
                 raise ValueError(f"prior: expected one over the encoder's {z.shape[-1]} latents, got one over {M}")
             log_w = (self.log_joint(x, z) - q.log_prob(z)).double()
-            log_chunk = log_w.logsumexp(0)
-            log_sum = torch.logaddexp(log_sum, log_chunk)
-            log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(0))
-            largest.add(log_w)
+            weights.add(log_w)
+            if after == fewer:
+                sums_of_first = weights.summary(fewer)
             if keep:
                 # each slot takes a draw from this chunk with the chunk's share of the weight so far
                 u = torch.rand(
                     2, keep, B, generator=generator, dtype=torch.float64, device=generator_device(generator, x)
                 )
-                u = u.to(x.device)
+                u, log_chunk = u.to(x.device), log_w.logsumexp(0)
                 cumulative = (log_w - log_chunk).exp().cumsum(0).T.contiguous()
                 index = torch.searchsorted(cumulative, u[0].T.contiguous() * cumulative[:, -1:], right=True)
                 index = index.clamp(max=z.shape[0] - 1).T[:, :, None].expand(-1, -1, M)
-                taken = u[1] < (log_chunk - log_sum).exp()
+                taken = u[1] < (log_chunk - weights.log_sum).exp()
                 kept = torch.where(taken[:, :, None], z.gather(0, index), kept)
-            tell(min(first + chunk, samples) / samples)
-        return log_sum, log_sum_squares, largest.variance(samples), kept
+            tell(after / samples)
+        return weights.summary(samples), sums_of_first, kept
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:

@@ -239,8 +239,8 @@ def origin(config: Config, splits: Splits) -> dict[str, Any]:
     return {
         "config": config.model_dump_json(),
         "data": splits.checksum,
-        "rounding": f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{distributed.world().size} processes, {splits.train.device.type}, {processor()}",
+        "rounding": f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads, "
+        f"{distributed.world().size} processes, {splits.train.device.type}",
     }
 
 

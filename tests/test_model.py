@@ -115,6 +115,24 @@ def test_chunks_do_not_change_what_is_estimated(model, x, monkeypatch):
     torch.testing.assert_close(whole.effective_sample_size, chunked.effective_sample_size, rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("chunk", [7, 15, 1000])
+def test_sums_of_the_first_samples_are_those_of_as_many(model, x, monkeypatch, chunk):
+    """Wherever a chunk ends; of one datum, for the next draws from where this one ended."""
+    monkeypatch.setattr(latentbits.model, "ELEMENTS_PER_CHUNK", chunk * model._elements(x))
+    x = x[:1]
+    few = model.importance_sums(x, 30, generator=seeded(0))
+    both = model.importance_sums(x, 300, generator=seeded(0), fewer=30)
+    assert (few.fewer, both.samples, both.fewer.samples) == (None, 300, 30)
+    for ours, theirs in zip(both.fewer[1:4], few[1:4], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert (both.log_sum > few.log_sum).all()
+    kept = model.importance_sums(x, 300, 2, seeded(0), fewer=30)
+    assert (kept.z.shape, kept.fewer.z.shape) == ((2, 1, M), (0, 1, M))
+    for wrong in (301, -1):
+        with pytest.raises(ValueError, match="fewer: expected"):
+            model.importance_sums(x, 300, fewer=wrong)
+
+
 def test_progress_is_told_after_each_chunk_of_data_and_of_samples(model, x, monkeypatch):
     told, data = [], x[:1].expand(3, -1)
     monkeypatch.setattr(latentbits.model, "ELEMENTS_PER_CHUNK", 64 * model._elements(x))
