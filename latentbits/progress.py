@@ -50,8 +50,8 @@ SECONDS_LOOKED_BACK = 60
 """The time left is judged by the last epochs that took so long together: a machine may slow down."""
 
 
-QUIET = 10.0
-"""Seconds without a line, at least, where there is no terminal for a bar."""
+QUIET, LONGEST_QUIET = 10.0, 600.0
+"""Seconds without a line, at least and at most, where there is no terminal for a bar."""
 
 
 def duration(seconds: float | None) -> str:
@@ -100,7 +100,7 @@ class DownloadBar:
 
 
 class Display:
-    """Progress on the terminal; where the output is no terminal, a line at most each ten seconds and each tenth.
+    """Progress on the terminal; where the output is no terminal, a line each tenth or each ten minutes.
 
     Arguments:
         quiet: Show nothing.
@@ -145,7 +145,9 @@ class Display:
             return
         self._bar.update(self._task, completed=done)
         self._done = done
-        if not self.console.is_terminal and self._due < done < self._total and time.monotonic() - self._told >= QUIET:
+        silent = time.monotonic() - self._told
+        due = (self._due < done and silent >= QUIET) or silent >= LONGEST_QUIET
+        if due and done < self._total and not self.console.is_terminal:
             self.note(f"{self._title}: {done / self._total:.0%}, about {duration(self.seconds_left())} left")
             self._told_now()
 

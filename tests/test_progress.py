@@ -38,6 +38,17 @@ def test_a_line_at_most_each_ten_seconds(clock, capsys):
     assert [line.split(",")[0] for line in told] == ["walking: 26%", "walking: 53%", "walking: 79%"]
 
 
+def test_work_of_hours_is_not_silent_for_longer_than_ten_minutes(clock, capsys):
+    with Display() as display:
+        display.phase("scoring", 10_000)
+        for done in range(1, 1200):  # of which a tenth takes five hours
+            clock.seconds += 18
+            display.advance(done)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 36  # in six hours, the first after 18 seconds
+    assert told[-1].startswith("scoring: 12%, about 44.")
+
+
 def test_short_and_quiet_work_says_nothing(clock, capsys):
     assert lines(clock, capsys, steps=100, seconds_each=0.09) == []
     assert lines(clock, capsys, steps=100, seconds_each=60.0, quiet=True) == []
