@@ -24,6 +24,7 @@ from .fused import elu
 # A trial on CIFAR-10 without a committed record: with 1 for both the autoencoder was still at the images' marginal
 # distribution after 150 steps.
 RESIDUAL_SPREAD, OUTPUT_SPREAD = 0.2, 0.1
+CPU = torch.device("cpu")
 LEAST_SPREAD = 1e-3  # below it outputs on a batch count as all the same
 
 
@@ -197,26 +198,28 @@ class ResidualBlock(nn.Module):
 
 
 @cache
-def has_bfloat16_arithmetic() -> bool:
-    """Whether this CPU computes in bfloat16 (AMX, AVX-512 BF16).
+def has_bfloat16_arithmetic(device: torch.device) -> bool:
+    """Whether a CPU (by AMX or AVX-512 BF16) or a GPU (from compute capability 8 on) computes in bfloat16.
 
     Elsewhere PyTorch emulates it: on a processor of AVX2 residual decoders took 7 to 13 times as long as in float32
     (``benchmarks/precision.py``).
     """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
     able = torch.cpu.get_capabilities()
-    return bool(able.get("amx_bf16", False) or able.get("avx512_bf16", False))
+    return device.type != "cpu" or bool(able.get("amx_bf16", False) or able.get("avx512_bf16", False))
 
 
 @cache
 def processor() -> str:
     """This CPU's name, and which of its instructions PyTorch's operations and the networks' layers are made of."""
     name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
-    return f"{name} with {torch.backends.cpu.get_cpu_capability()}{' and bfloat16' * has_bfloat16_arithmetic()}"
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}{' and bfloat16' * has_bfloat16_arithmetic(CPU)}"
 
 
 def works_in_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether layers of that precision work in bfloat16 on a device, or in float32: faster where it is emulated."""
-    return precision == "bfloat16" and (device.type != "cpu" or has_bfloat16_arithmetic())
+    return precision == "bfloat16" and has_bfloat16_arithmetic(device)
 
 
 def in_precision(precision: str, device: torch.device) -> torch.autocast:
@@ -229,8 +232,8 @@ def note_on_precision(precision: str, device: torch.device) -> str:
     if precision == "float32" or works_in_bfloat16(precision, device):
         return ""
     return (
-        "this processor has no bfloat16 arithmetic (AMX or AVX-512 BF16), so the networks work in float32, "
-        "which is faster here: expect more time than the pages say, and values that differ by rounding"
+        f"no bfloat16 arithmetic on {device.type} here (it takes AMX, AVX-512 BF16 or a GPU from Ampere on), so networks "
+        "work in float32, which is faster: expect more time than the pages say, and values that differ by rounding"
     )
 
 

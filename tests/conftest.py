@@ -33,8 +33,8 @@ def set_bfloat16_units(monkeypatch):
 
 @pytest.fixture
 def set_bfloat16_arithmetic(monkeypatch):
-    """A function that says whether this CPU computes in bfloat16; without it PyTorch emulates it for the networks."""
-    return lambda present: monkeypatch.setattr(nets, "has_bfloat16_arithmetic", lambda: present)
+    """A function that says whether devices compute in bfloat16; where they do not, PyTorch would emulate it."""
+    return lambda present: monkeypatch.setattr(nets, "has_bfloat16_arithmetic", lambda device: present)
 
 
 @pytest.fixture(params=["two terms", "fused", "plain"])

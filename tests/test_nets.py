@@ -16,6 +16,7 @@ from latentbits.nets import (
     ResNetDecoder,
     ResNetEncoder,
     halvings,
+    has_bfloat16_arithmetic,
     initialize_by_data,
     note_on_precision,
 )
@@ -302,7 +303,6 @@ def test_bfloat16_networks_are_the_same_functions_less_exactly(fully_connected, 
 
 
 def test_bfloat16_networks_work_in_float32_where_it_would_be_emulated(set_bfloat16_arithmetic):
-    """As on CPUs of AVX2; a GPU is asked nothing."""
     x = torch.bernoulli(torch.full((4, 144), 0.4), generator=seeded(11))
     encoder = ResNetEncoder((1, 12, 12), (8, 16), 144)
     exact = encoder(x)
@@ -310,10 +310,26 @@ def test_bfloat16_networks_work_in_float32_where_it_would_be_emulated(set_bfloat
     set_bfloat16_arithmetic(False)
     assert torch.equal(encoder(x), exact)
     assert "float32" in note_on_precision("bfloat16", torch.device("cpu"))
-    assert not note_on_precision("bfloat16", torch.device("cuda"))
+    assert not note_on_precision("float32", torch.device("cpu"))
     set_bfloat16_arithmetic(True)
     assert not torch.equal(encoder(x), exact)
     assert not note_on_precision("bfloat16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("capability", "present"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_older_gpus_have_no_bfloat16(monkeypatch, capability, present):
+    has_bfloat16_arithmetic.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_bfloat16_arithmetic(torch.device("cuda", 1)) == present
+    has_bfloat16_arithmetic.cache_clear()
+
+
+@pytest.mark.parametrize(("able", "present"), [("amx_bf16", True), ("avx512_bf16", True), ("avx2", False)])
+def test_cpus_that_compute_in_bfloat16(monkeypatch, able, present):
+    has_bfloat16_arithmetic.cache_clear()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {able: True, "cpu_name": "a name"})
+    assert has_bfloat16_arithmetic(torch.device("cpu")) == present
+    has_bfloat16_arithmetic.cache_clear()
 
 
 def test_one_image_leaves_weights_finite():
