@@ -232,7 +232,7 @@ def note_on_precision(precision: str, device: torch.device) -> str:
     if precision == "float32" or works_in_bfloat16(precision, device):
         return ""
     return (
-        f"no bfloat16 arithmetic on {device.type} here (it takes AMX, AVX-512 BF16 or a GPU from Ampere on), so networks "
+        f"no bfloat16 arithmetic on {device.type} here (AMX, AVX-512 BF16 or a GPU from Ampere on), so networks "
         "work in float32, which is faster: expect more time than the pages say, and values that differ by rounding"
     )
 
