@@ -41,7 +41,7 @@ from .evaluate import Counts, check_counts, evaluate, exact_log_partition
 from .figures import Evaluation
 from .files import FileError, fingerprint, write_atomically
 from .model import WGAN, LatentModel
-from .nets import note_on_precision
+from .nets import note_on_precision, works_in_bfloat16
 from .progress import Display, printable
 from .rbm import RBM
 from .recipes import RECIPES
@@ -120,10 +120,12 @@ def evaluate_run(
         splits = data_of(folder, data_dir)
         whole = getattr(splits, split)
         x = some_of(whole, images)
-        unfinished = place_of_unfinished(folder, weights, split, images, counts, schedule, seed)
+        precision = folder.config.model.precision
+        rounded = works_in_bfloat16(precision, torch.device(device))  # so that no estimate mixes two arithmetics
+        unfinished = place_of_unfinished(folder, weights, split, images, counts, schedule, seed, rounded)
         started = time.monotonic()
         with Display(quiet=not is_first) as display:
-            if note := note_on_precision(folder.config.model.precision, torch.device(device)):
+            if note := note_on_precision(precision, torch.device(device)):
                 display.note(note)
             generator = torch.Generator(device).manual_seed(seed)
             evaluation = evaluate(model, x, split, counts, schedule, generator, display.share, unfinished)
