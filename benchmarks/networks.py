@@ -4,7 +4,8 @@
 stage (a multiplication and an addition are two), its measured time, and the hours that the recipe's epochs would take
 on this machine. A WGAN's step is the critic's five and the generator's one. With ``--overfit STEPS`` each recipe's
 networks are instead trained on 64 images of its data, as an autoencoder of soft bits, for so many steps on 16 of them;
-the loss of all 64 along the way, and of 64 validation images, is written beside.
+the loss of all 64 along the way, and of 64 validation images, is written beside. Networks of continuous latents have no
+such stage: their loss is stage 3's with one sample, the negative ELBO.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from latentbits.config import AdversarialConfig, Config, JointConfig
 from latentbits.data import form_of
 from latentbits.files import write_json
 from latentbits.joint import stage_losses
-from latentbits.model import WGAN, LatentModel
+from latentbits.model import WGAN, GaussianModel, LatentModel
 from latentbits.pretrain import soft_binarize
 from latentbits.recipes import RECIPES
 from latentbits.records import provenance
@@ -61,6 +62,13 @@ def autoencoder_step(
     z = model.encoder(x)
     bits = soft_binarize(z, torch.rand(z.shape, generator=generator), config.autoencoder.conversion)
     return -model.likelihood(bits).log_prob(x).mean()
+
+
+def negative_elbo(model: GaussianModel, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The loss of a batch (B, D) with one sample for each datum, a scalar."""
+    q = model.posterior(x)
+    z = q.loc + q.scale * torch.randn(1, *q.loc.shape, generator=generator)
+    return (q.log_prob(z) - model.log_joint(x, z)).mean()
 
 
 def joint_step(model: LatentModel, joint: JointConfig, x: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -148,22 +156,31 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
 
 
 def overfit(config: Config, data_dir: Path, steps: int) -> dict[str, Any]:
-    """The autoencoder's loss in nats, of 64 training images and of 64 others, over so many steps on 16 of the first."""
+    """The loss in nats, of 64 training images and of 64 others, over so many steps on 16 of the first.
+
+    It is the autoencoder's, or the negative ELBO of continuous latents.
+    """
     if config.data.name == "imagenet64":  # which nobody can download freely; of the same form
         config = config.model_copy(update={"data": config.data.model_copy(update={"name": "natural64"})})
     splits = data.load(config.data, data_dir / FOLDERS[config.data.name])
     few = splits._replace(train=splits.train[:64])
     model, x, others = new_state(config, few).model, few.train.float(), splits.valid[:64].float()
     assert isinstance(model, LatentModel)
-    optimizer = Adam([group(model.parameters(), config.autoencoder.learning_rate)], fused=True)
     generator, losses, of_others = torch.Generator().manual_seed(config.seed), {}, {}
+    if isinstance(model, GaussianModel):
+        rate, decay, warmup = config.joint.decoder_learning_rate, config.joint.decay, config.joint.warmup
+        loss_of = functools.partial(negative_elbo, model, generator=generator)
+    else:
+        rate, decay, warmup = config.autoencoder.learning_rate, config.autoencoder.decay, config.autoencoder.warmup
+        loss_of = functools.partial(autoencoder_step, model, config, generator=generator)
+    optimizer = Adam([group(model.parameters(), rate)], fused=True)
     for step in range(steps + 1):
         if step % (steps // 4) == 0:
             with torch.no_grad():
-                losses[str(step)] = float(autoencoder_step(model, config, x, generator))
-                of_others[str(step)] = float(autoencoder_step(model, config, others, generator))
-        set_rates(optimizer, rate_factor(step, steps, config.autoencoder.decay, config.autoencoder.warmup))
-        loss = autoencoder_step(model, config, x[torch.randperm(64, generator=generator)[:16]], generator)
+                losses[str(step)] = float(loss_of(x))
+                of_others[str(step)] = float(loss_of(others))
+        set_rates(optimizer, rate_factor(step, steps, decay, warmup))
+        loss = loss_of(x[torch.randperm(64, generator=generator)[:16]])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -191,7 +208,7 @@ def main() -> None:
             found = measure(config, arguments.rounds)
             overfitted = {key: row[key] for key in row if key == "overfit"}
             recipes[name] = found | {"made": provenance() | {"command": command}} | overfitted
-        elif config.autoencoder.epochs:  # a continuous twin has nearly the same networks, a GAN others
+        elif not config.adversarial.epochs:  # a GAN has other networks, and no likelihood
             found = overfit(config, arguments.data_dir, arguments.overfit)
             row["overfit"] = found | {"made": provenance() | {"command": command}}
             console.print(f"{name}, 64 images: {row['overfit']['nats']}")
