@@ -39,7 +39,7 @@ from .console import (
 )
 from .evaluate import Counts, check_counts, evaluate, exact_log_partition
 from .figures import Evaluation
-from .files import FileError, fingerprint, write_atomically
+from .files import FileError, Sittings, fingerprint, write_atomically
 from .model import WGAN, LatentModel
 from .nets import note_on_precision, works_in_bfloat16
 from .progress import Display, printable
@@ -49,7 +49,7 @@ from .records import evaluation_record, keep_evaluation, last_evaluation, which_
 from .runs import Run, data_of, epoch_of, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .sharing import export
-from .splits import DataError, cache_dir, some_of
+from .splits import DataError, cache_dir, of_published, some_of
 from .train_cli import NOT_OPTIONS, STOPPED, TrainOptions, print_recipes, run_train
 
 FRAMES = 50
@@ -123,14 +123,17 @@ def evaluate_run(
         precision = folder.config.model.precision
         rounded = works_in_bfloat16(precision, torch.device(device))  # so that no estimate mixes two arithmetics
         unfinished = place_of_unfinished(folder, weights, split, images, counts, schedule, seed, rounded)
-        started = time.monotonic()
+        sittings = Sittings(unfinished / "sittings.safetensors" if is_first else None)
         with Display(quiet=not is_first) as display:
+            if of_published(splits.name, split, len(whole)):
+                display.note(splits.summary())
             if note := note_on_precision(precision, torch.device(device)):
                 display.note(note)
             generator = torch.Generator(device).manual_seed(seed)
-            evaluation = evaluate(model, x, split, counts, schedule, generator, display.share, unfinished)
+            report = sittings.along(display.share)
+            evaluation = evaluate(model, x, split, counts, schedule, generator, report, unfinished)
         distributed.wait()  # for what others still write there, before it is taken away
-        counted, seconds = (len(x), len(whole)), time.monotonic() - started
+        counted, seconds = (len(x), len(whole)), sittings.seconds()
         record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds, device)
     if is_first:
         replaced = (folder.path / "evaluation.json").is_file()
@@ -240,12 +243,13 @@ def curve_run(
         whole = getattr(splits, split)
         x = some_of(whole, images)
         counted = (len(x), len(whole))
+        described = which_images(*counted, of_published(splits.name, split, len(whole)))
         settings = {"images": len(x), **counts._asdict(), "seed": seed}
         before = folder.curve(split)
         done = {
             row["weights"]["file"]: row
             for row in before
-            if {"refine_steps": 0, **row["settings"]} == settings and row["images"] == which_images(*counted)
+            if {"refine_steps": 0, **row["settings"]} == settings and row["images"] == described
         }
         if len(done) < len(before) and not overwrite:
             raise UsageError(

@@ -12,7 +12,7 @@ import torch
 from . import __version__
 from .charts import Table, error, number
 from .config import Config, different, settings, without_effect
-from .figures import doubts
+from .figures import NLL, doubts
 from .files import FileError, load_state
 from .model import Model
 from .progress import STAGE_TITLES, duration
@@ -20,6 +20,8 @@ from .recipes import RECIPES, beginning, beginnings, command_for
 from .records import Record, of_other_data, of_other_weights
 from .runs import FINISHED, STAGES, Run, labels
 from .splits import Form, Splits
+
+IN_BITS = "NLL, bits/dim"
 
 
 class Standing(NamedTuple):
@@ -119,11 +121,7 @@ def facts(run: Run, splits: Splits, stands: Standing, model: Model | None, recor
     found = [["recipe", about], ["model", describe_model(config, form)], ["stages", describe_stages(config)]]
     if model is not None:
         found.append(["parameters", f"{sum(p.numel() for p in model.parameters()):,}"])
-    sizes = " / ".join(f"{len(part):,}" for part in (splits.train, splits.valid, splits.test))
-    found += [
-        ["data", f"{splits.name}: {sizes} images of {form.height} by {form.width}, {form.levels} levels"],
-        ["data's SHA-256", splits.checksum],
-    ]
+    found += [["data", splits.summary()], ["data's SHA-256", splits.checksum]]
     sources = {"the checkpoint": stands.origin.get("data"), "the evaluation": record and record.about["data_checksum"]}
     found += [
         ["other data", f"{name} is of data with SHA-256 {checksum}"]
@@ -212,8 +210,11 @@ def highlights(run: Run, form: Form, stands: Standing, record: Record | None) ->
         other = of_other_weights(run, record)
         of += f", of other weights than the run's own now: {other}" if other else ""
         of += ", doubtful (see below)" if doubts(record.evaluation) else ""
-        over = error(likelihood.standard_error_images)
-        found.append(["negative log-likelihood", f"{likelihood.nll:,.2f} nats", f"{of}; ± {over} over images"])
+        value, over = f"{likelihood.nll:,.2f} nats", error(likelihood.standard_error_images)
+        if form.levels > 2:
+            value, over = f"{bits_per_dimension(likelihood)} bits/dim", f"{over} nats"
+            of += f"; {likelihood.nll:,.2f} nats"
+        found.append(["negative log-likelihood", value, f"{of}; ± {over} over images"])
     elif quick:
         found.append(["best validation NLL", f"{min(quick):,.2f} nats", "quick estimate in training"])
     model = run.config.model
@@ -232,10 +233,18 @@ def highlights(run: Run, form: Form, stands: Standing, record: Record | None) ->
     ]
 
 
-def comparison_table(runs: Sequence[Run], records: Sequence[Record | None]) -> Table:
-    """A column for each run: how far it is, what it cost, how good it is."""
+def bits_per_dimension(likelihood: NLL) -> str:
+    """A figure in bits/dim, with its standard error over images."""
+    nats = likelihood.standard_error_images
+    over = "?" if nats is None else f"{nats * likelihood.bits_per_dimension / likelihood.nll:.3f}"
+    return f"{likelihood.bits_per_dimension:.3f} ± {over}"
+
+
+def comparison_table(runs: Sequence[Run], records: Sequence[Record | None], levels: int) -> Table:
+    """A column for each run: how far it is, what it cost, how good it is, for images of so many levels."""
     columns = [_compared(run, record) for run, record in zip(runs, records, strict=True)]
-    return Table(["", *labels(runs)], [[name, *(column[name] for column in columns)] for name in columns[0]])
+    names = [name for name in columns[0] if levels > 2 or name != IN_BITS]
+    return Table(["", *labels(runs)], [[name, *(column[name] for column in columns)] for name in names])
 
 
 def _compared(run: Run, record: Record | None) -> dict[str, str]:
@@ -250,6 +259,7 @@ def _compared(run: Run, record: Record | None) -> dict[str, str]:
         "evaluated on": f"{likelihood.images:,} images, {evaluation.split}" if evaluation and likelihood else "–",
         "of weights": (of_other_weights(run, record) or "the run's own") if record else "–",
         "K": f"{likelihood.samples:,}" if likelihood and likelihood.samples else "–",
+        IN_BITS: bits_per_dimension(likelihood) if likelihood else "–",
         "NLL, nats": f"{likelihood.nll:.3f}" if likelihood else "–",
         "± MC": error(likelihood.standard_error_monte_carlo) if likelihood else "–",
         "± images": error(likelihood.standard_error_images) if likelihood else "–",

@@ -303,3 +303,28 @@ class Unfinished:
         if self.path is not None and now - (self._began if finished else self._written) > SECONDS_BETWEEN_CHECKPOINTS:
             save_state(self.path, state())
             self._written = now
+
+
+class Sittings:
+    """The wall time of a long computation over all its sittings, but for what each lost since its last minute.
+
+    Arguments:
+        path: The file in which it is written down every minute; None for none.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._began, self._unfinished = time.monotonic(), Unfinished(path)
+        self._before = float((self._unfinished.read() or {}).get("seconds", 0.0))
+
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + time.monotonic() - self._began
+
+    def along(self, report: Callable[..., None]) -> Callable[..., None]:
+        """The function that reports progress, and then writes the seconds down if a minute has passed."""
+
+        def told(*progress: Any) -> None:
+            report(*progress)
+            self._unfinished.write(lambda: {"seconds": self.seconds()})
+
+        return told

@@ -62,7 +62,7 @@ def published(data_dir: Path | None) -> list[DataSet]:
         ),
         DataSet(
             "cifar10",
-            "45,000 / 5,000 / 10,000 colour images of 32x32",
+            "45,000 / 5,000 / up to 10,000 colour images of 32x32, as many for test as the test batch has",
             colour.cifar10_files(folder),
             folder,
             f"downloaded when needed, unless --data-dir is given, 170 MB in one archive, from {colour.CIFAR10_URL}",

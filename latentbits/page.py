@@ -430,7 +430,7 @@ def page(
         diagnosis=diagnosis,
         diagnosis_charts=diagnosis_charts(diagnosis) if diagnosis else [],
         diagnosis_table=diagnosis_table(diagnosis) if diagnosis else None,
-        comparison=comparison_table(runs, records) if len(runs) > 1 else None,
+        comparison=comparison_table(runs, records, splits.form.levels) if len(runs) > 1 else None,
         warnings=not_comparable(runs, records),
         beside=pictures_beside(beside, splits.form),
         differences=differences(runs) if len(runs) > 1 else None,

@@ -19,7 +19,7 @@ from .figures import NLL, Evaluation, doubts
 from .files import DamagedError, FileError, append_line, read_text, write_json
 from .nets import processor
 from .runs import Run, RunError
-from .splits import Splits
+from .splits import Splits, of_published
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
@@ -84,7 +84,7 @@ def evaluation_record(
         "recipe": run.config.recipe,
         "config": run.config.model_dump(),
         "weights": {"file": weights, **run.weights_origin(weights)},
-        "images": which_images(used, there),
+        "images": which_images(used, there, of_published(splits.name, evaluation.split, there)),
         "training_seconds": (run.metrics() or [{}])[-1].get("seconds"),
         "wall_seconds": round(seconds, 1),
         "seed": seed,
@@ -94,9 +94,9 @@ def evaluation_record(
     }
 
 
-def which_images(used: int, there: int) -> str:
-    """Which images of a split an evaluation is of, in words."""
-    return f"{used:,} evenly spaced of {there:,}" if used < there else f"all {there:,}"
+def which_images(used: int, there: int, of_published: str) -> str:
+    """Which images of a split an evaluation is of, in words, and whether more of the split were published."""
+    return (f"{used:,} evenly spaced of {there:,}" if used < there else f"all {there:,}") + of_published
 
 
 def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> None:

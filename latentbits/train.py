@@ -127,6 +127,8 @@ def train(
         deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         events = Events(folder) if tensorboard and is_first else None
         session = Session(folder, config, state, splits, deadline, display, parts, events)
+        if begins:
+            display.note(splits.summary())
         if begins and config.weights:
             note_weights(session, Path(config.weights))
         if note := note_on_precision(config.model.precision, torch.device(device)):

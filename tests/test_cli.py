@@ -21,13 +21,15 @@ from latentbits import data, pretrain, train
 from latentbits.cli import COMMANDS, main
 from latentbits.codes_cli import picture as single
 from latentbits.config import Config, DataConfig, different, without_effect
-from latentbits.facts import Standing, commands, highlights, not_comparable, standing
+from latentbits.facts import Standing, commands, comparison_table, highlights, not_comparable, standing
+from latentbits.figures import NLL, Evaluation, LogPartition
+from latentbits.files import load_state, save_state
 from latentbits.folders import square_form
 from latentbits.recipes import RECIPES
-from latentbits.records import last_evaluation, of_other_weights, provenance
+from latentbits.records import Record, last_evaluation, of_other_weights, provenance, which_images
 from latentbits.report import grid, learning_curves, nearest, over, present, validation_by_time
 from latentbits.runs import Run, labels
-from latentbits.splits import Form
+from latentbits.splits import Form, make_splits, of_published
 from latentbits.train_cli import parse_train
 
 TINY = (
@@ -551,6 +553,35 @@ def test_a_curve_of_kept_weights_is_evaluated_once_and_drawn(tmp_path, capsys):
     assert [row["settings"]["images"] for row in Run(runs[0]).curve("test")] == [30, 30]
 
 
+def test_figures_of_colour_are_in_bits_for_a_dimension(tmp_path):
+    run = Run.create(tmp_path / "run", RECIPES["cifar10-small"].make())
+    scale = 3 * 32 * 32 * math.log(2)  # nats of 1 bit/dim
+    figures = {"nll": 4.5 * scale, "standard_error_images": 0.02 * scale, "bits_per_dimension": 4.5}
+    likelihood = NLL(**figures, images=1000, samples=100)
+    log_z = LogPartition(value=1.0, method="exact")
+    evaluation = Evaluation(split="test", dimensions=3072, log_partition=log_z, likelihood=likelihood)
+    record = Record(evaluation, {"weights": {"file": "model"}, "data_checksum": "", "images": "all 1,000"})
+    (_, value, of), *_ = highlights(run, data.form_of(run.config.data), standing(run), record)
+    assert value == "4.500 ± 0.020 bits/dim"
+    assert "9,582.07 nats; ± 43 nats over images" in of
+    rows = {row[0]: row[1:] for row in comparison_table([run, run], [record, None], 256).rows}
+    assert rows["NLL, bits/dim"] == ["4.500 ± 0.020", "–"]
+    assert "NLL, bits/dim" not in [row[0] for row in comparison_table([run, run], [record, None], 2).rows]
+
+
+def test_a_part_of_the_published_test_images_is_said_to_be_one():
+    images = np.zeros((3, 3072), np.uint8)
+    form = Form(3, 32, 32, 256)
+    said = "images: 3 / 3 / 3 images of 32 by 32, 256 levels"
+    assert make_splits("images", [images] * 3, form).summary() == said
+    part = make_splits("cifar10", [images] * 3, form).summary()
+    assert part == f"{said.replace('images', 'cifar10', 1)}; test images: 3 present, of 10,000 published"
+    assert which_images(3, 3, of_published("cifar10", "test", 3)) == "all 3 present, of 10,000 published"
+    assert which_images(2, 3, of_published("cifar10", "test", 3)) == "2 evenly spaced of 3 present, of 10,000 published"
+    for name, split, there in (("cifar10", "test", 10_000), ("cifar10", "valid", 5000), ("natural64", "test", 3)):
+        assert of_published(name, split, there) == ""
+
+
 def test_validations_of_runs_are_in_the_units_of_each_ones_images(tmp_path):
     """In bits/dim of its own dimensions; a run of bits does not stand beside one of 256 levels."""
     runs = []
@@ -606,8 +637,13 @@ def test_a_stopped_evaluation_outlives_others_until_it_is_done(tmp_path, run, mo
     assert written
     assert main(["evaluate", str(other), *QUICK, "--seed", "1"]) == 0
     assert {path: path.read_bytes() for path in unfinished.rglob("*.safetensors")} == written
+    (sittings,) = unfinished.rglob("sittings.safetensors")
+    before = load_state(sittings)["seconds"]
+    assert 0 < before < 600
+    save_state(sittings, {"seconds": before + 1e5})
     assert main(["evaluate", str(other), *QUICK]) == 0
     assert not unfinished.exists()
+    assert 1e5 < json.loads((other / "evaluation.json").read_text())["wall_seconds"] < 1e5 + 1200
 
 
 def test_a_stopped_evaluation_is_not_mixed_with_another_arithmetic(tmp_path, run, monkeypatch, set_bfloat16_arithmetic):

@@ -66,46 +66,37 @@ def test_log_prob_is_the_oracles(channels, seed):
 
 @pytest.mark.parametrize("log_scale", [-9.0, -5.0, -1.0, 3.0])
 @pytest.mark.parametrize("channel", [0, 1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_each_conditional_sums_to_one(channel, log_scale, dtype):
-    """The levels of a sub-pixel, and of those after it, sum to the probability of the earlier ones."""
-    parameters = random_parameters(3, log_scale=log_scale, seed=7).to(dtype)
-    every = torch.arange(256.0)
-    if channel == 0:  # green and blue given red are the next two cases
-        levels, expected = every[:, None], 1.0
-        parameters = parameters.view(10, COMPONENTS)[[0, 1, 4]].reshape(-1, 1, 1)
-    else:
-        levels, expected = later_levels(parameters, channel)
-    total = float(LogisticMixture(parameters, 1 if channel == 0 else 3).log_prob(levels).double().logsumexp(0).exp())
-    # in float32 the earlier levels' own probability is that far from the oracle's, where scales are small
-    tolerance = 1e-9 if dtype == torch.float64 else 1e-5 if channel == 0 else 5e-5
-    assert total == pytest.approx(expected, rel=tolerance)
-
-
-def later_levels(parameters, channel):
-    """All levels of a channel and of those after it, behind some of the earlier ones', and the probability of these."""
-    every = torch.arange(256.0)
-    first = LogisticMixture(parameters).sample(generator=seeded(1)).long()
-    _, tables = oracle(parameters.flatten(), first, 3)
-    rest = torch.cartesian_prod(*[every] * (3 - channel)).view(-1, 3 - channel)
-    levels = torch.cat([first[:channel].float().expand(len(rest), -1), rest], 1)
-    return levels, tables[0][first[0]] * (tables[1][first[1]] if channel == 2 else 1.0)
-
-
-@pytest.mark.parametrize("log_scale", [-9.0, -5.0, -1.0, 3.0])
-@pytest.mark.parametrize("channel", [0, 1, 2])
-def test_each_conditional_of_the_compiled_loops_sums_to_one(channel, log_scale):
-    """For red with coefficients of 0 and scales by which green and blue are nearly always at four levels each."""
-    parameters = random_parameters(3, log_scale=log_scale, seed=7)
+@pytest.mark.parametrize("path", ["compiled", "float32", "float64"])
+@pytest.mark.parametrize("seed", range(7, 12))
+def test_each_conditional_sums_to_one(channel, log_scale, path, seed):
+    """The 256 levels of a sub-pixel with the pixel's earlier ones, over the probability of these alone."""
+    parameters = random_parameters(3, log_scale=log_scale, seed=seed)
+    pixel = LogisticMixture(parameters).sample(generator=seeded(seed))
+    pixel[channel:] = 0.0
+    levels = pixel.expand(256, -1).clone()
+    levels[:, channel] = torch.arange(256.0)
+    joint = log_prob_by(path, later_at_zero(parameters, channel + 1), levels)
+    earlier = log_prob_by(path, later_at_zero(parameters, channel), pixel.expand(2, -1))[0]
+    total = float((joint.double().logsumexp(0) - earlier.double()).exp())
+    assert total == pytest.approx(1.0, rel=1e-9 if path == "float64" else 1e-5)
     if channel == 0:
-        table = parameters.view(10, COMPONENTS)
-        table[2:4], table[5:7], table[7:] = 0.0, -9.0, 0.0
-        near = torch.arange(126.0, 130.0)  # the mean is half-way between 127 and 128
-        levels, expected = torch.cartesian_prod(torch.arange(256.0), near, near), 1.0
-    else:
-        levels, expected = later_levels(parameters, channel)
-    rows = LogisticMixture(parameters.expand(len(levels), -1, -1, -1))
-    assert float(rows.log_prob(levels).double().logsumexp(0).exp()) == pytest.approx(expected, rel=5e-5)
+        assert float(earlier) == pytest.approx(0.0, abs=1e-9)
+
+
+def later_at_zero(parameters, channel):
+    """The same distribution of the channels before, with this one and those after it certain to be at level 0."""
+    table = parameters.clone().view(10, COMPONENTS)
+    table[1 + channel : 4] = -50.0
+    table[4 + channel : 7] = 0.0
+    return table.view(parameters.shape)
+
+
+def log_prob_by(path, parameters, levels):
+    """In float32 by the compiled loops, which take an image a row with parameters of its own, or by plain tensors."""
+    if path == "compiled":
+        return LogisticMixture(parameters.expand(len(levels), -1, -1, -1)).log_prob(levels)
+    dtype = torch.float64 if path == "float64" else torch.float32
+    return LogisticMixture(parameters.to(dtype)).log_prob(levels.to(dtype))
 
 
 @pytest.mark.parametrize("compiled", [True, False])
