@@ -221,6 +221,70 @@ def test_a_block_is_its_formula_with_its_gradient(enlarge):
         torch.testing.assert_close(g, r)
 
 
+def plain_block(module, y, strided, size, raw):
+    """A block by its formula, the input strided or enlarged to a size (by index: nearest neighbours)."""
+    if size:
+        rows, columns = (torch.arange(new) * old // new for new, old in zip(size, y.shape[2:], strict=True))
+        y = y[:, :, rows][..., columns]
+    first, second = (layer for layer in module.residual if hasattr(layer, "parametrizations"))
+    residual = plain(second, F.elu(plain(first, y if raw else F.elu(y), 2 if strided else 1)))
+    same = not strided and y.shape[1] == residual.shape[1]
+    return residual + (y if same else plain(module.shortcut, y, 2 if strided else 1))
+
+
+def plain_linear(layer, x):
+    """As ``plain``, for a fully connected layer."""
+    g, v = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
+    return x @ (g * v / v.norm(dim=1, keepdim=True)).T + layer.bias
+
+
+def blocks_of(net):
+    return [module for module in net.modules() if isinstance(module, ResidualBlock)]
+
+
+@pytest.mark.parametrize(
+    ("image", "maps", "repeats", "fully_connected", "sizes"),
+    [
+        ((1, 28, 28), (2, 3, 3), 2, True, [(7, 7), (14, 14), (28, 28)]),
+        ((3, 32, 32), (2, 3, 4, 5), 2, False, [(4, 4), (8, 8), (16, 16), (32, 32)]),
+        ((3, 64, 64), (2, 3, 3, 4, 4), 1, False, [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64)]),
+    ],
+)
+def test_whole_networks_are_their_formulas_with_their_gradients(image, maps, repeats, fully_connected, sizes):
+    """The paper's three, with few maps."""
+    torch.manual_seed(0)
+    colour, latent = image[0] == 3, 6 if fully_connected else maps[-1] * 4
+    levels, each, D = (256, 10, image[0] * image[1] * image[2]) if colour else (2, 0, 784)
+    encoder = ResNetEncoder(image, maps, latent, repeats, fully_connected, levels=levels).double()
+    decoder = ResNetDecoder(image, maps, latent, each, repeats, fully_connected).double()
+    encoder.scale_output(1.7)
+    with torch.no_grad():
+        for p in (*encoder.parameters(), *decoder.parameters()):
+            p.add_(0.1 * torch.randn(p.shape, generator=seeded(p.numel()), dtype=p.dtype))
+    x = torch.randint(levels, (2, D), generator=seeded(1)).double()
+    z = torch.bernoulli(torch.full((2, latent), 0.5, dtype=torch.float64), generator=seeded(2))
+
+    y = (x / 127.5 - 1 if colour else 2 * x - 1).view(2, *image)
+    for i, module in enumerate(blocks_of(encoder)):
+        y = plain_block(module, y, i % repeats == 0, None, raw=i == 0)
+    logits = 1.7 * (plain_linear(encoder.layers[-1], F.elu(y).flatten(1)) if fully_connected else y.flatten(1))
+
+    y = plain_linear(decoder.first, z) if fully_connected else z
+    y = y.view(2, maps[-1], *(4, 4) if fully_connected else (2, 2))
+    for i, module in enumerate(blocks_of(decoder)):
+        y = plain_block(module, y, False, None if i % repeats else sizes[i // repeats], raw=False)
+    of_pixels = plain(decoder.last, F.elu(y))
+    of_pixels = of_pixels if colour else of_pixels.flatten(1) + decoder.offset
+
+    for net, found, expected in ((encoder, encoder(x), logits), (decoder, decoder(z), of_pixels)):
+        torch.testing.assert_close(found, expected)
+        weights = torch.randn(found.shape, generator=seeded(3), dtype=torch.float64)
+        own = torch.autograd.grad((found * weights).sum(), list(net.parameters()))
+        reference = torch.autograd.grad((expected * weights).sum(), list(net.parameters()))
+        for (name, _), g, r in zip(net.named_parameters(), own, reference, strict=True):
+            torch.testing.assert_close(g, r, msg=name)
+
+
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_other_norms(norm):
     encoder = ResNetEncoder(*MNIST, 200, norm=norm)

@@ -11,9 +11,10 @@ import torch
 from checks import LIMIT, mean_scores, random_rbm, seeded
 
 from latentbits import LatentModel, resample, vimco, wake
-from latentbits.config import JointConfig
+from latentbits.config import JointConfig, ModelConfig
 from latentbits.distributions import Bits
 from latentbits.joint import stage_losses
+from latentbits.model import build
 from latentbits.nets import MLP
 from latentbits.objectives import (
     drop,
@@ -24,6 +25,7 @@ from latentbits.objectives import (
     sleep,
 )
 from latentbits.session import Parts
+from latentbits.splits import Form
 
 D, M, H, K = 4, 3, 2, 3
 
@@ -188,11 +190,27 @@ def test_each_loss_reaches_its_own_part_only(model, x):
         assert all(g is None for g in reached)
 
 
-def test_sparse_and_full_backward_agree_given_the_samples(model, x):
+def colour_model():
+    """Residual networks of 12 bits and a mixture of logistics, and two images of 4x4."""
+    config = ModelConfig(
+        network="resnet", maps=(3,), repeats=2, fully_connected=False, latent=12, hidden=2, components=2
+    )
+    model = build(config, Form(3, 4, 4, 256), seeded(0))
+    with torch.no_grad():  # so that a few of the K samples share the weight
+        for name, p in model.decoder.named_parameters():
+            if name.endswith("original0"):
+                p.mul_(0.3)
+    return model, torch.randint(256, (2, 48), generator=seeded(1)).float()
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_sparse_and_full_backward_agree_given_the_samples(model, x, colour):
     """Averaged over the resampling alone, with everything else held: unbiased, and sharper with more."""
+    if colour:
+        model, x = colour_model()
     a = model.encoder(x)
     z = Bits(a.detach()).sample((8,), seeded(0))
-    z_negative = torch.ones(4, M)
+    z_negative = torch.ones(4, z.shape[-1])
     parameters = [*model.decoder.parameters(), *model.prior.parameters()]
 
     def gradient(backward_samples, generator=None):
