@@ -68,7 +68,8 @@ def negative_elbo(model: GaussianModel, x: torch.Tensor, generator: torch.Genera
     """The loss of a batch (B, D) with one sample for each datum, a scalar."""
     q = model.posterior(x)
     z = q.loc + q.scale * torch.randn(1, *q.loc.shape, generator=generator)
-    return (q.log_prob(z) - model.log_joint(x, z)).mean()
+    log_p = model.log_joint(x, z) - model.prior.log_partition()
+    return (q.log_prob(z) - log_p).mean()
 
 
 def joint_step(model: LatentModel, joint: JointConfig, x: torch.Tensor) -> Callable[[], torch.Tensor]:
