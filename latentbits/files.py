@@ -314,7 +314,8 @@ class Sittings:
 
     def __init__(self, path: Path | None) -> None:
         self._began, self._unfinished = time.monotonic(), Unfinished(path)
-        self._before = float((self._unfinished.read() or {}).get("seconds", 0.0))
+        saved = self._unfinished.read()
+        self._before = saved["seconds"] if saved else 0.0
 
     def seconds(self) -> float:
         """So far."""

@@ -143,7 +143,7 @@ def mnist_mlp_iwae() -> Config:
 
 
 def mnist_resnet() -> Config:
-    """The paper's residual networks on MNIST (Table 2): 25, 50, 50 maps, 200 bits, RBM 200x400, a relaxed ELBO, then VIMCO."""
+    """The paper's residual networks on MNIST (Table 2): 25 to 50 maps, RBM 200x400, a relaxed ELBO, then VIMCO."""
     return Config(
         recipe="mnist-resnet",
         data=DataConfig(name="binarized-mnist"),
@@ -521,7 +521,9 @@ RECIPES = {
         imagenet64_resnet_iwae, "its continuous twin", "not trained yet; by its steps 67 hours on 2 cores"
     ),
     "natural64-small": Recipe(
-        natural64_small, "paper, Figure 3b, smaller and on JPEG photographs", "1.2 hours on 1 core: 4.62 bits/dim, test; not ImageNet64's"
+        natural64_small,
+        "paper, Figure 3b, smaller and on JPEG photographs",
+        "1.2 hours on 1 core: 4.62 bits/dim, test; not ImageNet64's",
     ),
     "my-images": Recipe(my_images, "your own pictures, with --data-dir", "depends on them"),
     "mnist-rbm": Recipe(mnist_rbm, "Salakhutdinov & Murray 2008", "1.5 hours on 1 core: 86.89 nats, test"),
