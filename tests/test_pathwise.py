@@ -311,3 +311,27 @@ def test_a_prior_of_ones_own_over_continuous_latents_follows_its_normalizer(cont
     log_w = log_bernoulli(continuous.decoder(samples), X) - continuous.prior.free_energy(samples) - q.log_prob(samples)
     expected = -torch.autograd.grad(log_w.exp().mean(0).log().mean(), continuous.prior.t)[0]
     assert of_data == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("log_scale", [-66.5, -10.5, 20.5, 90.0])
+def test_a_scale_beyond_all_bounds_is_finite_and_pulled_back(log_scale):
+    """In float32, where the square of e^-66 is 0 and e^90 is infinite."""
+    model = GaussianModel(torch.nn.Identity(), torch.nn.Linear(2, 3), NormalPrior(2))
+    parameters = torch.tensor([[0.3, -0.2, log_scale, 0.1]], requires_grad=True)
+    q = model.posterior_of(parameters)
+    z = q.rsample((64,), seeded(0))
+    x = torch.tensor([[1.0, 0.0, 1.0]])
+    loss = (q.log_prob(z) - model.log_joint(x, z)).mean()
+    loss.backward()
+    assert loss.isfinite()
+    assert parameters.grad.isfinite().all()
+    assert parameters.grad[0, 2] * log_scale > 0  # a step against the gradient makes it less extreme
+
+
+def test_a_scale_within_bounds_is_the_exponential_with_its_gradient():
+    model = GaussianModel(torch.nn.Identity(), torch.nn.Linear(2, 3), NormalPrior(2))
+    parameters = torch.tensor([[0.3, -0.2, -9.5, 1.7]], requires_grad=True)
+    scale = model.posterior_of(parameters).scale
+    assert torch.equal(scale, parameters[:, 2:].exp())
+    (gradient,) = torch.autograd.grad(scale.sum(), parameters)
+    torch.testing.assert_close(gradient[:, 2:], scale)
