@@ -133,9 +133,18 @@ class Page:
         return answer["result"].get("value")
 
     def until(self, condition):
-        """Wait until an expression is true."""
+        """Wait until an expression is true; where the page is being replaced, it is asked again on the next."""
+
+        def holds():
+            try:
+                return self.run(condition)
+            except RuntimeError as error:
+                if "navigated" not in str(error):
+                    raise
+                return False
+
         deadline = time.monotonic() + SECONDS
-        while not self.run(condition):
+        while not holds():
             if time.monotonic() > deadline:
                 raise TimeoutError(condition)
             time.sleep(0.02)

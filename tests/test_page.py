@@ -669,7 +669,8 @@ def test_the_theme_follows_the_system_until_it_is_switched(opened):
     assert light != dark
     opened.point(*centre(opened, "#theme"), click=True)
     assert paper() == light
-    opened.run("window.isOld = true; location.reload()")
+    opened.run("window.isOld = true")
+    opened.call("Page.reload")
     opened.until("!window.isOld && document.readyState === 'complete'")
     opened.settle()
     assert paper() == light  # it remembers
