@@ -49,7 +49,7 @@ from .records import evaluation_record, keep_evaluation, last_evaluation, which_
 from .runs import Run, data_of, epoch_of, load, pretrained_names, pretrained_path
 from .session import TrainingError
 from .sharing import export
-from .splits import DataError, cache_dir, of_published, some_of
+from .splits import DataError, cache_dir, some_of
 from .train_cli import NOT_OPTIONS, STOPPED, TrainOptions, print_recipes, run_train
 
 FRAMES = 50
@@ -118,14 +118,13 @@ def evaluate_run(
         if chains == 0 and exact_log_partition(model if isinstance(model, RBM) else model.prior) is None:
             raise UsageError("--chains: expected at least 1 where the RBM is too large to sum log Z, got 0")
         splits = data_of(folder, data_dir)
-        whole = getattr(splits, split)
-        x = some_of(whole, images)
+        x = some_of(getattr(splits, split), images)
         precision = folder.config.model.precision
         rounded = works_in_bfloat16(precision, torch.device(device))  # so that no estimate mixes two arithmetics
         unfinished = place_of_unfinished(folder, weights, split, images, counts, schedule, seed, rounded)
         sittings = Sittings(unfinished / "sittings.safetensors" if is_first else None)
         with Display(quiet=not is_first) as display:
-            if of_published(splits.name, split, len(whole)):
+            if splits.of_published(split):
                 display.note(splits.summary())
             if note := note_on_precision(precision, torch.device(device)):
                 display.note(note)
@@ -133,8 +132,7 @@ def evaluate_run(
             report = sittings.along(display.share)
             evaluation = evaluate(model, x, split, counts, schedule, generator, report, unfinished)
         distributed.wait()  # for what others still write there, before it is taken away
-        counted, seconds = (len(x), len(whole)), sittings.seconds()
-        record = evaluation_record(folder, weights, evaluation, counted, seed, splits, seconds, device)
+        record = evaluation_record(folder, weights, evaluation, seed, splits, sittings.seconds(), device)
     if is_first:
         replaced = (folder.path / "evaluation.json").is_file()
         keep_evaluation(folder, record, out)  # before anything is said: a closed pipe must not cost the result
@@ -240,10 +238,8 @@ def curve_run(
         is_first = distributed.world().is_first
         seconds_at = {row["epoch"]: row["seconds"] for row in folder.metrics() if row["stage"] == "joint"}
         splits = data_of(folder, data_dir)
-        whole = getattr(splits, split)
-        x = some_of(whole, images)
-        counted = (len(x), len(whole))
-        described = which_images(*counted, of_published(splits.name, split, len(whole)))
+        x = some_of(getattr(splits, split), images)
+        described = which_images(len(x), splits, split)
         settings = {"images": len(x), **counts._asdict(), "seed": seed}
         before = folder.curve(split)
         done = {
@@ -267,7 +263,7 @@ def curve_run(
                 evaluation = evaluate(model, x, split, counts, generator=generator, report=display.share)
             seconds = time.monotonic() - started
             epoch = epoch_of(name)
-            record = evaluation_record(folder, name, evaluation, counted, seed, splits, seconds, device)
+            record = evaluation_record(folder, name, evaluation, seed, splits, seconds, device)
             done[name] = {"epoch": epoch, "seconds": seconds_at.get(epoch), "settings": settings, **record}
             if is_first:
                 folder.write_curve(split, list(done.values()))

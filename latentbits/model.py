@@ -473,8 +473,8 @@ class LatentModel(nn.Module):
         return every.gather(0, chosen[None, :, None].expand(1, -1, every.shape[2]))
 
 
-MOST_LOG_SCALE = 10.0
-"""Of normal latents; the trained twins of 784 and 3,072 dimensions stay between -6 and 1."""
+LARGEST_LOG_SCALE = 10.0
+"""Of normal latents, and the negative of the least; trained ones stay well within."""
 
 
 class GaussianModel(LatentModel):
@@ -498,12 +498,11 @@ class GaussianModel(LatentModel):
     def posterior_of(self, parameters: Tensor) -> DiagonalNormal:  # type: ignore[override]
         """q(z | x) given what the encoder says of x: means and log standard deviations (B, 2 M).
 
-        Log standard deviations stop at ±``MOST_LOG_SCALE``, but their gradient goes on as if they did not: a single bad
-        step of Adam's (``imagenet64-resnet-iwae`` on 64 images had one to 20 and to -66) is undone instead of ending in
-        NaN.
+        Log standard deviations stop at ±``LARGEST_LOG_SCALE``, but their gradient goes on as if they did not: after a
+        bad step of Adam's the loss is finite, and pulls them back.
         """
         loc, log_scale = parameters.chunk(2, -1)
-        beyond = log_scale.clamp(-MOST_LOG_SCALE, MOST_LOG_SCALE) - log_scale
+        beyond = log_scale.clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE) - log_scale
         return DiagonalNormal(loc, (log_scale + beyond.detach()).exp())
 
     @torch.no_grad()

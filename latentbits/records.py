@@ -19,7 +19,7 @@ from .figures import NLL, Evaluation, doubts
 from .files import DamagedError, FileError, append_line, read_text, write_json
 from .nets import processor
 from .runs import Run, RunError
-from .splits import Splits, of_published
+from .splits import Splits
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
@@ -60,7 +60,6 @@ def evaluation_record(
     run: Run,
     weights: str,
     evaluation: Evaluation,
-    images: tuple[int, int],
     seed: int,
     splits: Splits,
     seconds: float,
@@ -72,19 +71,17 @@ def evaluation_record(
         run: The run folder.
         weights: Name of the weights that were evaluated.
         evaluation: The figures.
-        images: How many of the split's images, and how many it has.
         seed: Seed of the evaluation.
         splits: The data.
         seconds: Wall time.
         device: Where the model was, as PyTorch names it.
     """
-    used, there = images
     return {
         "evaluation": evaluation.model_dump(exclude_none=True),
         "recipe": run.config.recipe,
         "config": run.config.model_dump(),
         "weights": {"file": weights, **run.weights_origin(weights)},
-        "images": which_images(used, there, of_published(splits.name, evaluation.split, there)),
+        "images": which_images(evaluation.likelihood.images, splits, evaluation.split),
         "training_seconds": (run.metrics() or [{}])[-1].get("seconds"),
         "wall_seconds": round(seconds, 1),
         "seed": seed,
@@ -94,9 +91,11 @@ def evaluation_record(
     }
 
 
-def which_images(used: int, there: int, of_published: str) -> str:
+def which_images(used: int, splits: Splits, split: str) -> str:
     """Which images of a split an evaluation is of, in words, and whether more of the split were published."""
-    return (f"{used:,} evenly spaced of {there:,}" if used < there else f"all {there:,}") + of_published
+    there = len(getattr(splits, split))
+    which = f"{used:,} evenly spaced of {there:,}" if used < there else f"all {there:,}"
+    return which + splits.of_published(split)
 
 
 def keep_evaluation(folder: Run, record: dict[str, Any], out: Path | None) -> None:

@@ -80,9 +80,14 @@ class Splits(NamedTuple):
     def summary(self) -> str:
         """Its name, how many images each split has, and what they look like."""
         sizes = " / ".join(f"{len(part):,}" for part in (self.train, self.valid, self.test))
-        part = of_published(self.name, "test", there := len(self.test))
+        part = self.of_published("test")
         found = f"{self.name}: {sizes} images of {self.form.height} by {self.form.width}, {self.form.levels} levels"
-        return found + (f"; test images: {there:,}{part}" if part else "")
+        return found + (f"; test images: {len(self.test):,}{part}" if part else "")
+
+    def of_published(self, split: str) -> str:
+        """Words to put behind the number of a split's images, if more of them were published than are there."""
+        published = PUBLISHED_TEST_IMAGES.get(self.name, 0) if split == "test" else 0
+        return f" present, of {published:,} published" if len(self.test) < published else ""
 
     def to(self, device: str) -> "Splits":
         """The same data on a device."""
@@ -92,12 +97,6 @@ class Splits(NamedTuple):
         """Log-odds of the training bits' means, with shape (D,), finite by clamping the means."""
         sums = [part.sum(0) for part in self.train.split(10_000)]  # whole numbers take eight times the bytes
         return torch.logit(clamp_means(torch.stack(sums).sum(0).double() / len(self.train), len(self.train))).float()
-
-
-def of_published(name: str, split: str, there: int) -> str:
-    """Words to put behind the number of images that are there of a split, if more of them were published."""
-    published = PUBLISHED_TEST_IMAGES.get(name, 0) if split == "test" else 0
-    return f" present, of {published:,} published" if there < published else ""
 
 
 def make_splits(name: str, parts: Sequence[np.ndarray | Tensor], form: Form) -> Splits:

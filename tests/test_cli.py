@@ -29,7 +29,7 @@ from latentbits.recipes import RECIPES
 from latentbits.records import Record, last_evaluation, of_other_weights, provenance, which_images
 from latentbits.report import grid, learning_curves, nearest, over, present, validation_by_time
 from latentbits.runs import Run, labels
-from latentbits.splits import Form, make_splits, of_published
+from latentbits.splits import Form, make_splits
 from latentbits.train_cli import parse_train
 
 TINY = (
@@ -576,10 +576,11 @@ def test_a_part_of_the_published_test_images_is_said_to_be_one():
     assert make_splits("images", [images] * 3, form).summary() == said
     part = make_splits("cifar10", [images] * 3, form).summary()
     assert part == f"{said.replace('images', 'cifar10', 1)}; test images: 3 present, of 10,000 published"
-    assert which_images(3, 3, of_published("cifar10", "test", 3)) == "all 3 present, of 10,000 published"
-    assert which_images(2, 3, of_published("cifar10", "test", 3)) == "2 evenly spaced of 3 present, of 10,000 published"
-    for name, split, there in (("cifar10", "test", 10_000), ("cifar10", "valid", 5000), ("natural64", "test", 3)):
-        assert of_published(name, split, there) == ""
+    splits = make_splits("cifar10", [images] * 3, form)
+    assert which_images(3, splits, "test") == "all 3 present, of 10,000 published"
+    assert which_images(2, splits, "test") == "2 evenly spaced of 3 present, of 10,000 published"
+    assert which_images(2, splits, "valid") == "2 evenly spaced of 3"
+    assert make_splits("natural64", [images] * 3, form).of_published("test") == ""
 
 
 def test_validations_of_runs_are_in_the_units_of_each_ones_images(tmp_path):
