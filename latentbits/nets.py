@@ -367,7 +367,7 @@ class ResNetDecoder(nn.Module):
         with in_precision(self.precision, z.device):
             maps = self.first(z.reshape(-1, z.shape[-1])).unflatten(1, self.shape)
             out: Tensor = self.last(self.blocks(maps.contiguous(memory_format=torch.channels_last)))
-        # To planes in the same pass, which the mixture's loops need: a pass of their own costs twice as much.
+        # In one pass from bfloat16 in channels-last to planes of single precision, which the mixture's loops need
         out = out.to(z.dtype, memory_format=torch.contiguous_format)
         if self.offset is not None:
             out = out.flatten(1) + self.offset
