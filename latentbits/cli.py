@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -241,18 +241,7 @@ def curve_run(
         x = some_of(getattr(splits, split), images)
         described = which_images(len(x), splits, split)
         settings = {"images": len(x), **counts._asdict(), "seed": seed}
-        before = folder.curve(split)
-        done = {
-            row["weights"]["file"]: row
-            for row in before
-            if {"refine_steps": 0, **row["settings"]} == settings and row["images"] == described
-        }
-        if len(done) < len(before) and not overwrite:
-            raise UsageError(
-                f"{folder.curve_path(split)}: has evaluations with other settings "
-                f"({describe_settings(before[0]['settings'])}, {before[0]['images']}); give the same, or "
-                "--overwrite to replace them"
-            )
+        done = evaluated_before(folder, split, settings, described, overwrite)
         last = distributed.of_first(max(map(epoch_of, folder.kept())))  # a run in training keeps more
         for name in folder.kept():
             if name in done or epoch_of(name) > last:
@@ -270,6 +259,25 @@ def curve_run(
                 say(f"{name}: {evaluation.likelihood.nll:.3f}")
     if is_first:
         say(f"written: {folder.curve_path(split)}")
+
+
+def evaluated_before(
+    folder: Run, split: str, settings: dict[str, int], described: str, overwrite: bool
+) -> dict[str, dict[str, Any]]:
+    """The lines of a run's curve with these settings and images, by the weights' names; others only to overwrite."""
+    before = folder.curve(split)
+    done = {
+        row["weights"]["file"]: row
+        for row in before
+        if {"refine_steps": 0, **row["settings"]} == settings and row["images"] == described
+    }
+    if len(done) < len(before) and not overwrite:
+        raise UsageError(
+            f"{folder.curve_path(split)}: has evaluations with other settings "
+            f"({describe_settings(before[0]['settings'])}, {before[0]['images']}); give the same, or "
+            "--overwrite to replace them"
+        )
+    return done
 
 
 def sample_run(
@@ -324,13 +332,9 @@ def sample_run(
     generator = torch.Generator().manual_seed(seed)
     warn_if_unfinished(folder)
     prior = model if isinstance(model, RBM) else model.prior
-    if gif and (isinstance(model, WGAN) or not isinstance(prior, RBM)):
-        raise UsageError("--gif: is the walk of an RBM's chains, and this model has no RBM; leave it out")
-    if gif and temperatures > 1:
-        raise UsageError("--gif: is the walk of plain chains; leave out --temperatures")
-    if gif and frames > gibbs_steps + 1:
-        raise UsageError(f"--frames: expected at most --gibbs-steps + 1 = {gibbs_steps + 1}, got {frames}")
-    if not gif and frames != FRAMES:
+    if gif:
+        check_walk(model, gibbs_steps, temperatures, frames)
+    elif frames != FRAMES:
         warn("--frames: has no effect without --gif")
     check_memory(count, form.dimensions * (frames if gif else 1), max(prior.visible, prior.hidden) * temperatures)
     if gif:
@@ -343,6 +347,16 @@ def sample_run(
             return
         report.save_png(report.grid(images, form), path)
     say(f"written: {path}")
+
+
+def check_walk(model: LatentModel | WGAN | RBM, gibbs_steps: int, temperatures: int, frames: int) -> None:
+    """Refuse a GIF of chains that the model does not have, or that have fewer steps than the GIF frames."""
+    if not isinstance(model if isinstance(model, RBM) else model.prior, RBM):
+        raise UsageError("--gif: is the walk of an RBM's chains, and this model has no RBM; leave it out")
+    if temperatures > 1:
+        raise UsageError("--gif: is the walk of plain chains; leave out --temperatures")
+    if frames > gibbs_steps + 1:
+        raise UsageError(f"--frames: expected at most --gibbs-steps + 1 = {gibbs_steps + 1}, got {frames}")
 
 
 def check_memory(count: int, pixels: int, units: int) -> None:
