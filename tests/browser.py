@@ -125,6 +125,13 @@ class Page:
         self.until("document.readyState === 'complete' && location.protocol === 'file:'")
         self.settle()
 
+    def reload(self):
+        """Load the page again, and wait until it is drawn."""
+        self.run("window.isOld = true")
+        self.call("Page.reload")
+        self.until("!window.isOld && document.readyState === 'complete'")
+        self.settle()
+
     def run(self, script):
         """The value of a JavaScript expression; a promise is waited for."""
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
