@@ -103,7 +103,9 @@ COLOUR_TRAININGS = {
     "cifar10-small-iwae": Training(("cifar10-small-iwae",), 1, 3072),
     "cifar10-small, narrower encoder": Training(("cifar10-small-narrow-begin", "cifar10-small-narrow"), 1, 3072),
     "cifar10-small-iwae, narrower encoder": Training(("cifar10-small-iwae-narrow",), 1, 3072),
-    "cifar10-resnet": Training(("cifar10-resnet-hour",), 1, 3072),
+    "cifar10-resnet, relaxed ELBO": Training(("cifar10-resnet-hour",), 1, 3072),
+    "cifar10-resnet, VIMCO": Training(("cifar10-resnet-vimco-pretraining", "cifar10-resnet-vimco"), 2, 3072),
+    "cifar10-small, beside it": Training(("cifar10-small-beside",), 2, 3072),
     "natural64-small": Training(("natural64-small",), 1, 12_288),
 }
 HOURS = (0.5, 1.0, 2.0, 4.0, 8.0)

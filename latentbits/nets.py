@@ -198,28 +198,29 @@ class ResidualBlock(nn.Module):
 
 
 @cache
-def has_bfloat16_arithmetic(device: torch.device) -> bool:
-    """Whether a CPU (by AMX or AVX-512 BF16) or a GPU (from compute capability 8 on) computes in bfloat16.
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether layers are faster in bfloat16: with AMX, with AVX-512 BF16 but not Intel's, on GPUs from capability 8 on.
 
-    Elsewhere PyTorch emulates it: on a processor of AVX2 residual decoders took 7 to 13 times as long as in float32
-    (``benchmarks/precision.py``).
+    Elsewhere residual decoders took longer than in float32: FASTER times as long on an Intel processor of AVX-512 BF16
+    without AMX, and 7 to 13 times on one of AVX2, where PyTorch emulates bfloat16 (``benchmarks/precision.py``).
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     able = torch.cpu.get_capabilities()
-    return device.type != "cpu" or bool(able.get("amx_bf16", False) or able.get("avx512_bf16", False))
+    of_intel = able.get("cpu_name", "").startswith("Intel")
+    return device.type != "cpu" or bool(able.get("amx_bf16") or (able.get("avx512_bf16") and not of_intel))
 
 
 @cache
 def processor() -> str:
     """This CPU's name, and which of its instructions PyTorch's operations and the networks' layers are made of."""
     name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
-    return f"{name} with {torch.backends.cpu.get_cpu_capability()}{' and bfloat16' * has_bfloat16_arithmetic(CPU)}"
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}{' and bfloat16' * has_fast_bfloat16(CPU)}"
 
 
 def works_in_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether layers of that precision work in bfloat16 on a device, or in float32: faster where it is emulated."""
-    return precision == "bfloat16" and has_bfloat16_arithmetic(device)
+    """Whether layers of that precision work in bfloat16 on a device; in float32 where that is faster."""
+    return precision == "bfloat16" and has_fast_bfloat16(device)
 
 
 def in_precision(precision: str, device: torch.device) -> torch.autocast:
@@ -232,8 +233,8 @@ def note_on_precision(precision: str, device: torch.device) -> str:
     if precision == "float32" or works_in_bfloat16(precision, device):
         return ""
     return (
-        f"no bfloat16 arithmetic on {device.type} here (AMX, AVX-512 BF16 or a GPU from Ampere on), so networks "
-        "work in float32, which is faster: expect more time than the pages say, and values that differ by rounding"
+        f"no fast bfloat16 arithmetic on {device.type} here (AMX, AMD's AVX-512 BF16 or a GPU from Ampere on), so "
+        "networks work in float32: expect more time than the pages say, and values that differ by rounding"
     )
 
 

@@ -32,9 +32,9 @@ def set_bfloat16_units(monkeypatch):
 
 
 @pytest.fixture
-def set_bfloat16_arithmetic(monkeypatch):
-    """A function that says whether devices compute in bfloat16; where they do not, PyTorch would emulate it."""
-    return lambda present: monkeypatch.setattr(nets, "has_bfloat16_arithmetic", lambda device: present)
+def set_fast_bfloat16(monkeypatch):
+    """A function that says whether layers are faster in bfloat16; where they are not, they work in float32."""
+    return lambda present: monkeypatch.setattr(nets, "has_fast_bfloat16", lambda device: present)
 
 
 @pytest.fixture(params=["two terms", "fused", "plain"])

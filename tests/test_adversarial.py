@@ -62,8 +62,8 @@ def test_networks_have_the_shapes_of_images():
             net()
 
 
-def test_bfloat16_gives_almost_the_same_images_and_values_in_float32(set_bfloat16_arithmetic):
-    set_bfloat16_arithmetic(True)
+def test_bfloat16_gives_almost_the_same_images_and_values_in_float32(set_fast_bfloat16):
+    set_fast_bfloat16(True)
     form, z = Form(3, 8, 8, 256), torch.randn(5, 4, generator=seeded(2))
     images, values = [], []
     for precision in ("float32", "bfloat16"):

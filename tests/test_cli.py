@@ -647,24 +647,24 @@ def test_a_stopped_evaluation_outlives_others_until_it_is_done(tmp_path, run, mo
     assert 1e5 < json.loads((other / "evaluation.json").read_text())["wall_seconds"] < 1e5 + 1200
 
 
-def test_a_stopped_evaluation_is_not_mixed_with_another_arithmetic(tmp_path, run, monkeypatch, set_bfloat16_arithmetic):
+def test_a_stopped_evaluation_is_not_mixed_with_another_arithmetic(tmp_path, run, monkeypatch, set_fast_bfloat16):
     other = tmp_path / "run"
     shutil.copytree(run, other)
     config = json.loads((other / "config.json").read_text())
     config["model"]["precision"] = "bfloat16"
     (other / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("latentbits.files.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    set_bfloat16_arithmetic(True)
+    set_fast_bfloat16(True)
     with monkeypatch.context() as patch:
         patch.setattr("latentbits.cli.evaluation_record", lambda *_: {}["stopped"])
         with pytest.raises(KeyError, match="stopped"):
             main(["evaluate", str(other), *QUICK])
     written = set((other / "unfinished-evaluation").rglob("*.safetensors"))
     assert written
-    set_bfloat16_arithmetic(False)
+    set_fast_bfloat16(False)
     assert main(["evaluate", str(other), *QUICK]) == 0
     assert set((other / "unfinished-evaluation").rglob("*.safetensors")) == written
-    set_bfloat16_arithmetic(True)
+    set_fast_bfloat16(True)
     assert main(["evaluate", str(other), *QUICK]) == 0
     assert not (other / "unfinished-evaluation").exists()
 

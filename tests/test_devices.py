@@ -93,8 +93,8 @@ def test_an_evaluation_is_exact_where_it_can_be(device):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_residual_step_in_colour_reaches_every_parameter(device, precision, set_bfloat16_arithmetic):
-    set_bfloat16_arithmetic(True)
+def test_a_residual_step_in_colour_reaches_every_parameter(device, precision, set_fast_bfloat16):
+    set_fast_bfloat16(True)
     config = ModelConfig(
         network="resnet", maps=(4, 8), repeats=1, latent=6, hidden=5, components=2, precision=precision
     )

@@ -16,7 +16,7 @@ from latentbits.nets import (
     ResNetDecoder,
     ResNetEncoder,
     halvings,
-    has_bfloat16_arithmetic,
+    has_fast_bfloat16,
     initialize_by_data,
     note_on_precision,
 )
@@ -340,9 +340,9 @@ def test_without_a_fully_connected_layer_the_output_takes_every_value():
 
 
 @pytest.mark.parametrize("fully_connected", [True, False])
-def test_bfloat16_networks_are_the_same_functions_less_exactly(fully_connected, set_bfloat16_arithmetic):
+def test_bfloat16_networks_are_the_same_functions_less_exactly(fully_connected, set_fast_bfloat16):
     """Values and gradients stay near those in float32, come in float32, and are not the same ones."""
-    set_bfloat16_arithmetic(True)
+    set_fast_bfloat16(True)
     form, maps, latent = (1, 12, 12), (8, 16), 144
     x = torch.bernoulli(torch.full((64, 144), 0.4), generator=seeded(11))
     z = torch.bernoulli(torch.full((64, latent), 0.5), generator=seeded(12))
@@ -366,34 +366,42 @@ def test_bfloat16_networks_are_the_same_functions_less_exactly(fully_connected, 
             assert 1e-4 < error < 0.05
 
 
-def test_bfloat16_networks_work_in_float32_where_it_would_be_emulated(set_bfloat16_arithmetic):
+def test_bfloat16_networks_work_in_float32_where_that_is_faster(set_fast_bfloat16):
     x = torch.bernoulli(torch.full((4, 144), 0.4), generator=seeded(11))
     encoder = ResNetEncoder((1, 12, 12), (8, 16), 144)
     exact = encoder(x)
     encoder.precision = "bfloat16"
-    set_bfloat16_arithmetic(False)
+    set_fast_bfloat16(False)
     assert torch.equal(encoder(x), exact)
     assert "float32" in note_on_precision("bfloat16", torch.device("cpu"))
     assert not note_on_precision("float32", torch.device("cpu"))
-    set_bfloat16_arithmetic(True)
+    set_fast_bfloat16(True)
     assert not torch.equal(encoder(x), exact)
     assert not note_on_precision("bfloat16", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("capability", "present"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
 def test_older_gpus_have_no_bfloat16(monkeypatch, capability, present):
-    has_bfloat16_arithmetic.cache_clear()
+    has_fast_bfloat16.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert has_bfloat16_arithmetic(torch.device("cuda", 1)) == present
-    has_bfloat16_arithmetic.cache_clear()
+    assert has_fast_bfloat16(torch.device("cuda", 1)) == present
+    has_fast_bfloat16.cache_clear()
 
 
-@pytest.mark.parametrize(("able", "present"), [("amx_bf16", True), ("avx512_bf16", True), ("avx2", False)])
-def test_cpus_that_compute_in_bfloat16(monkeypatch, able, present):
-    has_bfloat16_arithmetic.cache_clear()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {able: True, "cpu_name": "a name"})
-    assert has_bfloat16_arithmetic(torch.device("cpu")) == present
-    has_bfloat16_arithmetic.cache_clear()
+@pytest.mark.parametrize(
+    ("able", "name", "present"),
+    [
+        ("amx_bf16", "Intel Xeon", True),
+        ("avx512_bf16", "AMD EPYC", True),
+        ("avx512_bf16", "Intel Xeon", False),
+        ("avx2", "AMD EPYC", False),
+    ],
+)
+def test_cpus_that_are_faster_in_bfloat16(monkeypatch, able, name, present):
+    has_fast_bfloat16.cache_clear()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {able: True, "cpu_name": name})
+    assert has_fast_bfloat16(torch.device("cpu")) == present
+    has_fast_bfloat16.cache_clear()
 
 
 def test_one_image_leaves_weights_finite():
