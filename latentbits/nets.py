@@ -201,8 +201,9 @@ class ResidualBlock(nn.Module):
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether layers are faster in bfloat16: with AMX, with AVX-512 BF16 but not Intel's, on GPUs from capability 8 on.
 
-    Elsewhere residual decoders took longer than in float32: FASTER times as long on an Intel processor of AVX-512 BF16
-    without AMX, and 7 to 13 times on one of AVX2, where PyTorch emulates bfloat16 (``benchmarks/precision.py``).
+    Elsewhere residual decoders took longer than in float32: 1.5 to 1.7 times as long on an Intel processor of
+    AVX-512 BF16 without AMX, and 7 to 13 times on one of AVX2, where PyTorch emulates bfloat16
+    (``benchmarks/precision.py``).
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
