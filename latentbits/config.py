@@ -79,7 +79,7 @@ class ModelConfig(Section):
     norm: Literal["weight", "batch", "none"] = Field("weight", description="normalization in a resnet")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of a resnet's layers, in training and evaluation alike, where the processor has it, else float32; "
+        description="of a resnet's layers, in training and evaluation alike; bfloat16 only where that is faster; "
         "parameters are kept in float32",
     )
     activation: Literal["elu", "relu", "leaky-relu"] = Field("elu", description="between layers")

@@ -225,7 +225,7 @@ def works_in_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 def in_precision(precision: str, device: torch.device) -> torch.autocast:
-    """A context in which layers work in bfloat16, if that is the precision and the device has it."""
+    """A context in which layers work in bfloat16, if that is the precision and faster on the device."""
     return torch.autocast(device.type, torch.bfloat16, enabled=works_in_bfloat16(precision, device))
 
 
@@ -256,7 +256,7 @@ class ResNetEncoder(nn.Module):
         fully_connected: Whether a linear layer follows the blocks.
         norm: "weight", "batch" or "none".
         activation: One of "elu", "relu" and "leaky-relu".
-        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where the processor has it.
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where that is faster.
         levels: Of the data: they are scaled from [0, levels - 1] to [-1, 1].
     """
 
@@ -319,7 +319,7 @@ class ResNetDecoder(nn.Module):
         fully_connected: Whether a linear layer comes before the blocks.
         norm: "weight", "batch" or "none".
         activation: One of "elu", "relu" and "leaky-relu".
-        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where the processor has it.
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where that is faster.
 
     Attributes:
         elements: Size of the largest tensor that it makes for one of the latents' rows, about.
@@ -400,7 +400,7 @@ class DCGenerator(nn.Sequential):
         image: Channels, height and width; D is their product.
         maps: Feature maps of the critic's layers, which are used from the last to the first.
         inputs: M.
-        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where the processor has it.
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where that is faster.
     """
 
     def __init__(
@@ -428,7 +428,7 @@ class DCCritic(nn.Sequential):
     Arguments:
         image: Channels, height and width; D is their product.
         maps: Feature maps of the layers, each of which halves the image.
-        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where the processor has it.
+        precision: "float32", or "bfloat16" for all layers' inputs, weights and outputs, where that is faster.
     """
 
     def __init__(self, image: tuple[int, int, int], maps: Sequence[int], precision: str = "float32") -> None:
